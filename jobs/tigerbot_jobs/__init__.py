@@ -1,0 +1,1 @@
+"""What runs on a cluster and ends: data, training, heads, sweeps, evaluation, the demo."""

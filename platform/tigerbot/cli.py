@@ -1,0 +1,78 @@
+"""The `tiger` command. Each verb imports what it needs when it runs, so that `tiger --help` is quick.
+
+Other packages add their verbs through the entry-point group `tigerbot.commands`: a function `register(app)` in a
+module that imports nothing heavy at its top.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tigerbot.errors import TigerError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+spec_app = typer.Typer(no_args_is_help=True, help="Specs: their schemas, and what one resolves to.")
+app.add_typer(spec_app, name="spec")
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
+Replace = Annotated[bool, typer.Option("--replace", help="begin anew under this name; the old run is kept aside")]
+
+
+@app.callback()
+def root() -> None:
+    """Train, tune and serve your own language models: jobs that do not stop, sweeps that lose nothing, a dial."""
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    replace: Replace = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and print the spec, start nothing")] = False,
+) -> None:
+    """Run a job here, in this terminal. Example: tiger run jobs/pretrain.yaml --set train.lr=1e-3"""
+    from tigerbot.spec import load_spec, spec_hash
+
+    loaded = load_spec(spec, overrides or [])
+    if dry_run:
+        print(json.dumps({"hash": spec_hash(loaded), "spec": loaded.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+        return
+    from tigerbot.runner import run_spec
+
+    result = run_spec(loaded, replace=replace)
+    print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+
+
+@spec_app.command("schema")
+def spec_schema(kind: Annotated[str, typer.Argument(metavar="KIND")]) -> None:
+    """Print the JSON schema of a kind. Example: tiger spec schema train > train.schema.json"""
+    from tigerbot.spec import json_schema
+
+    print(json.dumps(json_schema(kind), indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: one line and an exit status for every mistake, a traceback only for a bug."""
+    for point in entry_points(group="tigerbot.commands"):
+        module, _, name = point.value.partition(":")
+        getattr(importlib.import_module(module), name)(app)
+    try:
+        app()
+    except TigerError as error:
+        print(f"tiger: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("tiger: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""From a spec to its result: open the run, hand it to whatever installed package claims its kind.
+
+Kinds are found through the entry-point group `tigerbot.kinds`, so that the ground floor imports nothing above it
+and a serving image needs no training package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from tigerbot.errors import InputError, TigerError
+from tigerbot.runs import Run, open_run
+from tigerbot.spec import Spec
+
+JobFunction = Callable[[Run], dict[str, Any]]
+
+
+def job_function(kind: str) -> JobFunction:
+    """The function that runs a kind: `run(run) -> result`.
+
+    Raises:
+        InputError: no installed package claims this kind.
+    """
+    found = [point for point in entry_points(group="tigerbot.kinds") if point.name == kind]
+    if not found:
+        raise InputError(f"nothing installed runs kind {kind!r}", where="kind", fix="install the package that has it")
+    module, _, name = found[0].value.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
+    """Run a spec here to its end, or return the kept result of a run that is done.
+
+    Raises:
+        TigerError: the job failed, or its input was wrong.
+    """
+    function = job_function(spec.kind)
+    run = open_run(spec, replace=replace)
+    try:
+        if run.done and spec.kind != "serve":
+            print(f"{spec.name}: done already ({run.folder})", flush=True)
+            return run.state["result"]
+        return function(run)
+    except TigerError as error:
+        run.fail(str(error))
+        raise
+    finally:
+        run.close()

@@ -1,0 +1,138 @@
+"""A run on disk: its folder, its identity, its state. Name = run.
+
+`open_run` decides what submitting a spec means: the first time it begins, the same spec again resumes (or shows that
+it is done), another spec under the same name is refused with the difference. One process works on a run at a time,
+held by a lock the kernel drops when the process dies. This module knows nothing about what a run computes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tigerbot.errors import IdentityError
+from tigerbot.spec import Job, Spec, spec_difference, spec_hash
+
+
+@dataclass
+class Run:
+    """An opened run. `folder` holds `spec.json`, `state.json` and whatever the job writes.
+
+    Attributes:
+        spec: the typed spec.
+        hash: 16 hex digits of what it computes.
+        folder: `<storage.uri>/<name>`, a local folder (for s3:// storage: the local staging folder).
+    """
+
+    spec: Spec
+    hash: str
+    folder: Path
+    _lock: Any = field(default=None, repr=False)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """`{"status": "running"|"done"|"failed", "result": {...}}`; `{"status": "new"}` before the first write."""
+        return read_json(self.folder / "state.json", {"status": "new"})
+
+    @property
+    def done(self) -> bool:
+        return self.state["status"] == "done"
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Record the result and mark the run done; returns the result."""
+        write_json(self.folder / "state.json", {"status": "done", "hash": self.hash, "ended": time.time(), "result": result})
+        return result
+
+    def fail(self, message: str) -> None:
+        write_json(self.folder / "state.json", {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message})
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def local_root(spec: Job) -> Path:
+    """The local folder a job works in: its storage folder, or the staging folder of an s3:// one."""
+    uri = spec.storage.uri
+    if uri.startswith("s3://"):
+        return Path("./tiger-runs/.staging") / uri.removeprefix("s3://")
+    return Path(uri.removeprefix("file://"))
+
+
+def open_run(spec: Spec, *, replace: bool = False) -> Run:
+    """Open the run named by a spec, to begin or to resume it.
+
+    Raises:
+        IdentityError: the name was used with another spec and `replace` is not set, or another process holds the run.
+    """
+    folder = local_root(spec) / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _hold(folder)
+    identity, dumped = spec_hash(spec), spec.model_dump(mode="json")
+    kept = read_json(folder / "spec.json", None)
+    if kept is not None and kept["hash"] != identity:
+        if not replace:
+            lock.close()
+            lines = spec_difference(kept["spec"], dumped)
+            raise IdentityError(
+                f"run {spec.name} exists with another spec ({'; '.join(lines[:4])})",
+                where=str(folder),
+                fix="give it another name, or --replace to begin anew and keep the old",
+            )
+    if kept is not None and replace:
+        lock.close()
+        folder.rename(folder.with_name(f"{folder.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
+        folder.mkdir(parents=True)
+        lock = _hold(folder)
+        kept = None
+    if kept is None:
+        write_json(folder / "spec.json", {"hash": identity, "spec": dumped})
+    run = Run(spec=spec, hash=identity, folder=folder, _lock=lock)
+    if not run.done:
+        write_json(folder / "state.json", {"status": "running", "hash": identity, "began": time.time(), "pid": os.getpid()})
+    return run
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process works on the run in this folder."""
+    try:
+        _hold(folder).close()
+    except (IdentityError, FileNotFoundError):
+        return (folder / ".lock").exists()
+    return False
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The JSON in a file, or the default where there is none or it was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return default
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def _hold(folder: Path) -> Any:
+    lock = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise IdentityError(
+            "another process is working on this run", where=str(folder), fix="wait for it, or stop it with Ctrl-C"
+        ) from None
+    return lock

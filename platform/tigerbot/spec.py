@@ -1,0 +1,519 @@
+"""Specs: what a person submits, as YAML, checked before anything starts.
+
+`load_spec(path, overrides)` reads one YAML document, applies `--set a.b=c`, and returns the typed spec of its
+`kind`. Every mistake is one `SpecError` line: file and line, field, what it got, what it wants, the nearest valid
+name. This module knows nothing about how a spec is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tigerbot.errors import SpecError
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+def _underscored(value: Any) -> Any:
+    # YAML reads 5_000_000 as an integer but 1e-3 as a string: accept what people write.
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[\d_]+(\.\d*)?([eE][+-]?\d+)?", value):
+        number = float(value.replace("_", ""))
+        return int(number) if number.is_integer() else number
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_underscored), Field(ge=1)]
+Real = Annotated[float, BeforeValidator(_underscored)]
+
+
+class Part(BaseModel):
+    """A section of a spec: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Storage(Part):
+    uri: str = "./tiger-runs"
+    keep: Count = 3
+
+
+class Tracking(Part):
+    """MLflow. `uri` is `sqlite:///file` (a local server is started over it) or `http(s)://server`."""
+
+    uri: str = "sqlite:///tiger-runs/mlflow.db"
+    experiment: str = "default"
+    parent: str | None = None
+
+
+class ModelSource(Part):
+    """Where weights come from: exactly one of the four, and the tokenizer's folder where it is elsewhere."""
+
+    preset: str | None = None
+    path: str | None = None
+    hub: str | None = None
+    gguf: str | None = None
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        given = [name for name in ("preset", "path", "hub", "gguf") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"wants exactly one of preset, path, hub, gguf; got {', '.join(given) or 'none'}")
+        return self
+
+
+class Lora(Part):
+    """A peft LoRA adapter. `layers` limits it to the last n decoder layers (all when absent)."""
+
+    rank: Count = 16
+    alpha: Real = 32.0
+    dropout: Unit = 0.0
+    layers: Count | None = None
+
+
+class DataSource(Part):
+    """One source of training rows: a text or chat JSONL file (plain, gz, zst), or a folder of token shards."""
+
+    path: str
+    format: Literal["text", "chat", "tokens"] = "tokens"
+    weight: Annotated[Real, Field(gt=0)] = 1.0
+
+
+class TrainData(Part):
+    train: Annotated[list[DataSource], Field(min_length=1)]
+    validation: list[DataSource] = []
+    sequence_length: Annotated[Count, Field(le=131_072)] = 512
+
+
+class TrainLoop(Part):
+    """The optimisation. `tokens` is the whole run; `batch_tokens` one optimizer step over all ranks."""
+
+    tokens: Count
+    batch_tokens: Count = 32_768
+    micro_batch: Count = 8
+    lr: Annotated[Real, Field(gt=0, le=10)] = 3.0e-4
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_fraction: Unit = 0.02
+    decay_fraction: Unit = 0.2
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clipping: Annotated[Real, Field(ge=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    validate_every: Count = 50
+    log_every: Count = 5
+    seed: int = 1
+
+
+class Scale(Part):
+    """How many workers. `[min, max]` is elastic between the two."""
+
+    workers: int | tuple[int, int] = 1
+    standbys: int | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[Real, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[Real, Field(ge=0)] = 0.0
+    threads_per_worker: Count | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scale:
+        low, high = self.bounds
+        if not 1 <= low <= high:
+            raise ValueError(f"workers wants 1 <= min <= max; got [{low}, {high}]")
+        return self
+
+
+class FaultTolerance(Part):
+    checkpoint_every_s: Annotated[Real, Field(gt=0)] | Literal["auto"] = "auto"
+    checkpoint_every_steps: Count | None = None
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+
+
+class Job(Part):
+    """What every kind has. `name` is the run's identity: submitted twice, it resumes."""
+
+    name: Name
+    storage: Storage = Storage()
+    tracking: Tracking = Tracking()
+
+
+class TokenizerSpec(Part):
+    """Train one (`vocab_size`), or take the one in `path`."""
+
+    vocab_size: Annotated[Count, Field(ge=512, le=262_144)] | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizerSpec:
+        if (self.vocab_size is None) == (self.path is None):
+            raise ValueError("wants exactly one of vocab_size (train one) and path (take that one)")
+        return self
+
+
+class CorpusSource(Part):
+    """A named set of files (`path` may be a glob), or a set of the shipped demo world (`world: facts|stories|...`)."""
+
+    name: Name
+    path: str | None = None
+    world: str | None = None
+    format: Literal["text", "chat"] = "text"
+    field: str = "text"
+    min_chars: int = 1
+    deduplicate: bool = True
+    split: Literal["train", "validation"] = "train"
+
+    @model_validator(mode="after")
+    def _one(self) -> CorpusSource:
+        if (self.path is None) == (self.world is None):
+            raise ValueError("wants exactly one of path and world")
+        return self
+
+
+class CorpusSpec(Job):
+    """Raw text to token shards: `<storage>/<name>/tokenizer` and `<storage>/<name>/tokens/<source>`."""
+
+    kind: Literal["corpus"]
+    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+    tokenizer: TokenizerSpec
+    sequence_length: Annotated[Count, Field(ge=8, le=131_072)] = 512
+    max_bad_rows: Unit = 0.01
+    max_row_bytes: Count = 16_000_000
+    seed: int = 1
+
+
+class TrainSpec(Job):
+    """Pretraining, full fine-tuning and LoRA: one loop."""
+
+    kind: Literal["train"]
+    model: ModelSource
+    lora: Lora | None = None
+    data: TrainData
+    train: TrainLoop
+    deepspeed: dict[str, Any] = {"zero_stage": 2}
+    scale: Scale = Scale()
+    fault_tolerance: FaultTolerance = FaultTolerance()
+    register_as: str | None = None
+
+
+class HeadsSpec(Job):
+    """Train p_div on the creative member and p_dev on the factual member; both are model folders."""
+
+    kind: Literal["heads"]
+    creative: str
+    factual: str
+    data: Literal["world"] | str = "world"
+    layer: int = -1
+    hidden: Annotated[int, Field(ge=0, le=1024)] = 64
+    facts: Count = 400
+    branch_prompts: Count = 60
+    continuations: Count = 12
+    epochs: Count = 30
+    lr: Annotated[Real, Field(gt=0)] = 1e-3
+    seed: int = 1
+
+
+class SweepSpec(Job):
+    """Trials over a space. `target` is a train spec file or `module:function`."""
+
+    kind: Literal["sweep"]
+    target: str
+    space: dict[str, dict[str, Any]]
+    metric: str = "loss"
+    mode: Literal["min", "max"] = "min"
+    trials: Count = 12
+    max_concurrent: Count = 2
+    searcher: Literal["random", "grid", "tpe"] = "tpe"
+    scheduler: Literal["none", "asha"] = "asha"
+    params: dict[str, Any] = {}
+    seed: int = 1
+
+
+class DialSpec(Part):
+    """`w_t = sigmoid(logit(dial) + a logit(p_div) - b logit(p_dev))`, temperature tied to w."""
+
+    a: Annotated[Real, Field(ge=0)] = 0.3
+    b: Annotated[Real, Field(ge=0)] = 0.3
+    mix: Literal["geometric", "linear"] = "geometric"
+    temperature_factual: Annotated[Real, Field(ge=0, le=2)] = 0.3
+    temperature_creative: Annotated[Real, Field(ge=0, le=2)] = 1.0
+    plausibility: Unit = 0.05
+    default: Unit = 0.3
+
+
+class JudgeSpec(Part):
+    """When an answer is rewritten: its length-free p_dev score above `threshold`, kept if better by `margin`."""
+
+    threshold: Unit = 0.5
+    margin: Unit = 0.05
+    max_rewrites: Annotated[int, Field(ge=0, le=2)] = 1
+    off_above_dial: Unit = 0.7
+
+
+class MembersSpec(Part):
+    """Model or adapter folders. Two experts over one base, two full models, or one model alone."""
+
+    base: str | None = None
+    creative: str
+    factual: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU.
+
+
+class HttpSpec(Part):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    max_body_bytes: Count = 1_000_000
+    max_messages: Count = 256
+    api_keys_env: str = "TIGER_API_KEYS"
+    request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
+
+
+class ServeScale(Part):
+    replicas: Count = 1
+    cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
+    gpus_per_replica: Annotated[Real, Field(ge=0)] = 0.0
+    threads: Count | None = None
+
+
+class EngineSpec(Part):
+    slots: Annotated[Count, Field(le=1024)] = 16
+    max_length: Count = 512
+    max_queue: Count = 256
+    prefill_chunk: Count = 256
+
+
+class ServeSpec(Job):
+    """An ensemble behind one OpenAI-compatible endpoint."""
+
+    kind: Literal["serve"]
+    model_name: str = "tiger"
+    members: MembersSpec
+    heads: str | None = None
+    dial: DialSpec = DialSpec()
+    judge: JudgeSpec = JudgeSpec()
+    engine: EngineSpec = EngineSpec()
+    http: HttpSpec = HttpSpec()
+    scale: ServeScale = ServeScale()
+
+
+class EvalSpec(Job):
+    """Ask an endpoint the questions of the closed world at several dials and measure."""
+
+    kind: Literal["eval"]
+    url: str
+    dials: Annotated[list[Unit], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0]
+    questions: Count = 200
+    creative_prompts: Count = 12
+    samples: Count = 8
+    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
+    api_key_env: str = "TIGER_API_KEY"
+    concurrency: Count = 16
+
+
+Spec = CorpusSpec | TrainSpec | HeadsSpec | SweepSpec | ServeSpec | EvalSpec
+KINDS: dict[str, type[Job]] = {
+    get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(Spec)
+}
+
+# What a run may change without becoming another run: where it runs, how it survives, where it reports.
+_NOT_IDENTITY = {"scale", "fault_tolerance", "tracking", "storage"}
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """The typed spec in a YAML file, with `a.b=c` overrides applied (values are YAML).
+
+    Raises:
+        SpecError: the file is missing, is not YAML, or a field is wrong.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"cannot be read ({error.strerror})", where=str(file), fix="give the path of a spec file") from None
+    except UnicodeDecodeError:
+        raise SpecError("is not UTF-8 text", where=str(file), fix="give the path of a YAML spec") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise SpecError(f"is not YAML ({getattr(error, 'problem', error)})", where=where, fix="correct this line") from None
+    if not isinstance(raw, dict):
+        raise SpecError(f"wants a mapping of fields; got {type(raw).__name__}", where=str(file), fix="begin with `kind:`")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_spec(raw, where=str(file), text=text)
+
+
+def parse_spec(raw: dict[str, Any], *, where: str = "spec", text: str = "") -> Spec:
+    """The typed spec of a mapping; `where` and `text` only serve its error messages."""
+    kind = raw.get("kind")
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        near = _nearest(str(kind), list(KINDS))
+        raise SpecError(
+            f"kind: got {kind!r}, wants one of {', '.join(KINDS)}",
+            where=_at(where, text, ("kind",)),
+            fix=f"did you mean {near}?" if near else "name one of these",
+        )
+    try:
+        return model.model_validate(raw)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise _spec_error(error, model, raw, where, text) from None
+
+
+def spec_hash(spec: Spec) -> str:
+    """Identity of what a run computes: 16 hex digits over every field but scale, fault tolerance, tracking, storage."""
+    fields = spec.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def spec_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `field: old -> new` of the identity fields that differ between two dumped specs."""
+    before, after = _flat(old), _flat(new)
+    keys = [key for key in sorted({*before, *after}) if key.split(".")[0] not in _NOT_IDENTITY]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """JSON schema of a kind, for editors.
+
+    Raises:
+        SpecError: no such kind.
+    """
+    if kind not in KINDS:
+        near = _nearest(kind, list(KINDS))
+        raise SpecError(f"got {kind!r}, wants one of {', '.join(KINDS)}", where="kind", fix=f"did you mean {near or 'train'}?")
+    return KINDS[kind].model_json_schema()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise SpecError(f"got {override!r}, wants field.subfield=value", where="--set", fix="e.g. --set train.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"the value of {path} is not YAML: {text!r}", where="--set", fix="quote it") from None
+    node: Any = raw
+    for key in keys[:-1]:
+        node = _child(node, key, override)
+    if isinstance(node, list):
+        node[_index(node, keys[-1], override)] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    child = node[_index(node, key, override)] if isinstance(node, list) else node.setdefault(key, {})
+    if child is None and isinstance(node, dict):
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise SpecError(f"{key} holds {child!r}, not a section", where=f"--set {override}", fix="set the field itself")
+    return child
+
+
+def _index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise SpecError(f"got index {key!r}, wants 0..{len(node) - 1}", where=f"--set {override}", fix="name one item")
+    return int(key)
+
+
+def _spec_error(error: ValidationError, model: type[Job], raw: dict[str, Any], where: str, text: str) -> SpecError:
+    problem = error.errors()[0]
+    location = tuple(part for part in problem["loc"] if not _is_union_tag(part))
+    field = ".".join(str(part) for part in location) or "spec"
+    got = _shown(problem.get("input"))
+    if problem["type"] == "extra_forbidden":
+        names = _names_at(model, location[:-1])
+        near = _nearest(str(location[-1]), names)
+        what, fix = f"{field}: no such field", f"did you mean {near}?" if near else f"wants one of {', '.join(names)}"
+    elif problem["type"] == "missing":
+        what, fix = f"{field}: is missing", "add it"
+    else:
+        wants = problem["msg"].removeprefix("Value error, ").replace("Input should be", "wants")
+        what = f"{field}: {wants}" if "wants" in wants and "got" in wants else f"{field}: got {got}, {wants}"
+        near = _nearest(str(problem.get("input")), re.findall(r"'([^']+)'", problem["msg"]))
+        fix = f"did you mean {near}?" if near else "correct this field"
+    more = len(error.errors()) - 1
+    return SpecError(what + (f" (and {more} more)" if more else ""), where=_at(where, text, location), fix=fix)
+
+
+def _is_union_tag(part: Any) -> bool:
+    return isinstance(part, str) and (part.startswith(("literal[", "tuple[", "constrained-", "function-")) or part in ("int", "float", "str"))
+
+
+def _names_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        current = _submodel(current.model_fields[part].annotation) if part in getattr(current, "model_fields", {}) else None
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _submodel(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_submodel(inner) for inner in get_args(annotation)]
+    return next((inner for inner in found if inner), None)
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, valid, n=1, cutoff=0.5)), None)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _at(where: str, text: str, location: tuple[Any, ...]) -> str:
+    line = _line_of(text, location)
+    return f"{where}:{line}" if line else where
+
+
+def _line_of(text: str, location: tuple[Any, ...]) -> int | None:
+    """1-based line of the deepest part of `location` that stands in the YAML text."""
+    if not text:
+        return None
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                return line
+            key, node = found[0]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
