@@ -43,7 +43,11 @@ def run(
 
     loaded = load_spec(spec, overrides or [])
     if dry_run:
-        print(json.dumps({"hash": spec_hash(loaded), "spec": loaded.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"hash": spec_hash(loaded), "spec": loaded.model_dump(mode="json")}, indent=2, ensure_ascii=False
+            )
+        )
         return
     from tigerbot.runner import run_spec
 

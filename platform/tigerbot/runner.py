@@ -9,13 +9,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from tigerbot.errors import InputError, TigerError
 from tigerbot.runs import Run, open_run
-from tigerbot.spec import Spec
+from tigerbot.spec import ServeSpec, Spec
 
 JobFunction = Callable[[Run], dict[str, Any]]
+
+
+class Endpoint(Protocol):
+    """Something deployed: its address, and how to take it down."""
+
+    url: str
+
+    def stop(self) -> None: ...
 
 
 def job_function(kind: str) -> JobFunction:
@@ -24,7 +33,21 @@ def job_function(kind: str) -> JobFunction:
     Raises:
         InputError: no installed package claims this kind.
     """
-    found = [point for point in entry_points(group="tigerbot.kinds") if point.name == kind]
+    return _claimed("tigerbot.kinds", kind)
+
+
+def deploy_spec(spec: ServeSpec, folder: Path) -> Endpoint:
+    """Deploy an ensemble and return without waiting for it to end; `folder` takes its logs.
+
+    Raises:
+        InputError: no serving package is installed.
+        ServeError: it could not be deployed.
+    """
+    return _claimed("tigerbot.deployers", spec.kind)(spec, folder=folder)
+
+
+def _claimed(group: str, kind: str) -> Callable[..., Any]:
+    found = [point for point in entry_points(group=group) if point.name == kind]
     if not found:
         raise InputError(f"nothing installed runs kind {kind!r}", where="kind", fix="install the package that has it")
     module, _, name = found[0].value.partition(":")

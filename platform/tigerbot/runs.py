@@ -45,11 +45,15 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Record the result and mark the run done; returns the result."""
-        write_json(self.folder / "state.json", {"status": "done", "hash": self.hash, "ended": time.time(), "result": result})
+        write_json(
+            self.folder / "state.json", {"status": "done", "hash": self.hash, "ended": time.time(), "result": result}
+        )
         return result
 
     def fail(self, message: str) -> None:
-        write_json(self.folder / "state.json", {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message})
+        write_json(
+            self.folder / "state.json", {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message}
+        )
 
     def close(self) -> None:
         if self._lock is not None:
@@ -73,36 +77,37 @@ def open_run(spec: Spec, *, replace: bool = False) -> Run:
     """
     folder = local_root(spec) / spec.name
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _hold(folder)
+    lock = hold_folder(folder)
     identity, dumped = spec_hash(spec), spec.model_dump(mode="json")
     kept = read_json(folder / "spec.json", None)
-    if kept is not None and kept["hash"] != identity:
-        if not replace:
-            lock.close()
-            lines = spec_difference(kept["spec"], dumped)
-            raise IdentityError(
-                f"run {spec.name} exists with another spec ({'; '.join(lines[:4])})",
-                where=str(folder),
-                fix="give it another name, or --replace to begin anew and keep the old",
-            )
+    if kept is not None and kept["hash"] != identity and not replace:
+        lock.close()
+        lines = spec_difference(kept["spec"], dumped)
+        raise IdentityError(
+            f"run {spec.name} exists with another spec ({'; '.join(lines[:4])})",
+            where=str(folder),
+            fix="give it another name, or --replace to begin anew and keep the old",
+        )
     if kept is not None and replace:
         lock.close()
         folder.rename(folder.with_name(f"{folder.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
         folder.mkdir(parents=True)
-        lock = _hold(folder)
+        lock = hold_folder(folder)
         kept = None
     if kept is None:
         write_json(folder / "spec.json", {"hash": identity, "spec": dumped})
     run = Run(spec=spec, hash=identity, folder=folder, _lock=lock)
     if not run.done:
-        write_json(folder / "state.json", {"status": "running", "hash": identity, "began": time.time(), "pid": os.getpid()})
+        write_json(
+            folder / "state.json", {"status": "running", "hash": identity, "began": time.time(), "pid": os.getpid()}
+        )
     return run
 
 
 def is_held(folder: Path) -> bool:
     """Whether a living process works on the run in this folder."""
     try:
-        _hold(folder).close()
+        hold_folder(folder).close()
     except (IdentityError, FileNotFoundError):
         return (folder / ".lock").exists()
     return False
@@ -117,16 +122,26 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     with staged.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)
 
 
-def _hold(folder: Path) -> Any:
+def hold_folder(folder: Path) -> Any:
+    """An open lock file on a folder; the kernel drops it when this process dies.
+
+    Raises:
+        IdentityError: another process holds it.
+    """
     lock = (folder / ".lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -325,9 +325,7 @@ class EvalSpec(Job):
 
 
 Spec = CorpusSpec | TrainSpec | HeadsSpec | SweepSpec | ServeSpec | EvalSpec
-KINDS: dict[str, type[Job]] = {
-    get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(Spec)
-}
+KINDS: dict[str, type[Job]] = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(Spec)}
 
 # What a run may change without becoming another run: where it runs, how it survives, where it reports.
 _NOT_IDENTITY = {"scale", "fault_tolerance", "tracking", "storage"}
@@ -343,7 +341,9 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise SpecError(f"cannot be read ({error.strerror})", where=str(file), fix="give the path of a spec file") from None
+        raise SpecError(
+            f"cannot be read ({error.strerror})", where=str(file), fix="give the path of a spec file"
+        ) from None
     except UnicodeDecodeError:
         raise SpecError("is not UTF-8 text", where=str(file), fix="give the path of a YAML spec") from None
     try:
@@ -351,9 +351,13 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise SpecError(f"is not YAML ({getattr(error, 'problem', error)})", where=where, fix="correct this line") from None
+        raise SpecError(
+            f"is not YAML ({getattr(error, 'problem', error)})", where=where, fix="correct this line"
+        ) from None
     if not isinstance(raw, dict):
-        raise SpecError(f"wants a mapping of fields; got {type(raw).__name__}", where=str(file), fix="begin with `kind:`")
+        raise SpecError(
+            f"wants a mapping of fields; got {type(raw).__name__}", where=str(file), fix="begin with `kind:`"
+        )
     for override in overrides:
         _apply(raw, override)
     return parse_spec(raw, where=str(file), text=text)
@@ -398,7 +402,9 @@ def json_schema(kind: str) -> dict[str, Any]:
     """
     if kind not in KINDS:
         near = _nearest(kind, list(KINDS))
-        raise SpecError(f"got {kind!r}, wants one of {', '.join(KINDS)}", where="kind", fix=f"did you mean {near or 'train'}?")
+        raise SpecError(
+            f"got {kind!r}, wants one of {', '.join(KINDS)}", where="kind", fix=f"did you mean {near or 'train'}?"
+        )
     return KINDS[kind].model_json_schema()
 
 
@@ -465,7 +471,9 @@ def _spec_error(error: ValidationError, model: type[Job], raw: dict[str, Any], w
 
 
 def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and (part.startswith(("literal[", "tuple[", "constrained-", "function-")) or part in ("int", "float", "str"))
+    return isinstance(part, str) and (
+        part.startswith(("literal[", "tuple[", "constrained-", "function-")) or part in ("int", "float", "str")
+    )
 
 
 def _names_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -473,7 +481,9 @@ def _names_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        current = _submodel(current.model_fields[part].annotation) if part in getattr(current, "model_fields", {}) else None
+        current = (
+            _submodel(current.model_fields[part].annotation) if part in getattr(current, "model_fields", {}) else None
+        )
         if current is None:
             return []
     return list(current.model_fields)
