@@ -89,7 +89,7 @@ class _Scale:
     def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
         self.log = log and min(values) > 0
         low, high = (self._in(min(values)), self._in(max(values)))
-        pad = (high - low) * 0.04 or 0.5
+        pad = (high - low) * 0.04 or abs(low) * 0.05 or 0.5
         self.low, self.high, self.start, self.end = low - pad, high + pad, start, end
 
     def __call__(self, value: float) -> float:
