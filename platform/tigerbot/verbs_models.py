@@ -1,0 +1,7 @@
+"""Verbs to come."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
