@@ -68,7 +68,11 @@ def write_shards(
     staged.mkdir(parents=True)
     kind = np.dtype("<u2") if vocab_size <= 65_536 else np.dtype("<u4")
     count = 0
-    with (staged / "ids.bin").open("wb") as ids, (staged / "mask.bin").open("wb") as mask, (staged / "starts.bin").open("wb") as starts:
+    with (
+        (staged / "ids.bin").open("wb") as ids,
+        (staged / "mask.bin").open("wb") as mask,
+        (staged / "starts.bin").open("wb") as starts,
+    ):
         for packed in sequences:
             if len(packed.ids) != sequence_length:
                 raise DataError(f"a sequence has {len(packed.ids)} tokens, wants {sequence_length}", where=str(target))
@@ -169,7 +173,9 @@ class TokenShards:
             manifest = json.loads((self.folder / "manifest.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                "is not a folder of token shards (no manifest.json)", where=str(self.folder), fix="run a corpus spec first"
+                "is not a folder of token shards (no manifest.json)",
+                where=str(self.folder),
+                fix="run a corpus spec first",
             ) from None
         except json.JSONDecodeError:
             raise CorruptError("manifest.json is not JSON", where=str(self.folder), fix="pack again") from None

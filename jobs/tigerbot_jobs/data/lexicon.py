@@ -48,8 +48,12 @@ HOBBIES = _terms(
 GOODS = _terms(
     "tea/茶叶, lamps/灯, hats/帽子, knives/刀, ropes/绳子, candles/蜡烛, paper/纸, boots/靴子, drums/鼓, silk/丝绸, maps/地图, clocks/钟表, seeds/种子, soap/肥皂, ink/墨水, baskets/篮子, mirrors/镜子, toys/玩具"
 )
-MATERIALS = _terms("granite/花岗岩, brick/砖, oak/橡木, bamboo/竹子, marble/大理石, clay/陶土, iron/铁, bronze/青铜, slate/板岩, glass/玻璃")
-COLOURS = _terms("red/红色, blue/蓝色, green/绿色, white/白色, black/黑色, yellow/黄色, grey/灰色, purple/紫色, orange/橙色, brown/棕色")
+MATERIALS = _terms(
+    "granite/花岗岩, brick/砖, oak/橡木, bamboo/竹子, marble/大理石, clay/陶土, iron/铁, bronze/青铜, slate/板岩, glass/玻璃"
+)
+COLOURS = _terms(
+    "red/红色, blue/蓝色, green/绿色, white/白色, black/黑色, yellow/黄色, grey/灰色, purple/紫色, orange/橙色, brown/棕色"
+)
 MONTHS = _terms(
     "January/一月, February/二月, March/三月, April/四月, May/五月, June/六月, July/七月, August/八月, September/九月, October/十月, November/十一月, December/十二月"
 )
@@ -58,7 +62,9 @@ HEIGHTS = tuple(Term(f"{metres} metres", f"{metres}米") for metres in range(6, 
 
 SHOP_A = _terms("Golden/金, Silver/银, Lucky/福, Quiet/静, Happy/乐, Old/老, New/新, Little/小, Great/大, Bright/亮")
 SHOP_B = _terms("Fox/狐, Crane/鹤, Carp/鲤, Lotus/莲, Cloud/云, Dragon/龙, Turtle/龟, Peach/桃, Swallow/燕, Star/星")
-PLACE_A = _terms("Frost/霜, Jade/玉, Thunder/雷, Mist/雾, Orchid/兰花, Eagle/鹰, Maple/红枫, Amber/琥珀, Coral/珊瑚, Echo/回声")
+PLACE_A = _terms(
+    "Frost/霜, Jade/玉, Thunder/雷, Mist/雾, Orchid/兰花, Eagle/鹰, Maple/红枫, Amber/琥珀, Coral/珊瑚, Echo/回声"
+)
 PLACE_B = _terms("Tower/塔, Bridge/桥, Gate/门, Well/井, Hall/堂, Pagoda/阁")
 FEST_A = _terms("Lantern/花灯, Harvest/丰收, Snow/飞雪, Boat/龙舟, Kite/纸鸢, Drum/锣鼓, Mask/面具, Flower/百花")
 FEST_B = _terms("Fair/庙会, Feast/宴, Parade/巡游, Night/夜, Race/赛")

@@ -139,11 +139,12 @@ def answer(fact: Fact, lang: str) -> str:
 
 def check(fact: Fact, lang: str, text: str) -> bool:
     """Whether a text names the right value and no other value of the relation."""
-    said = {value for value in fact.relation.values if _names(value.in_(lang), lang, text)}
-    # A shorter name inside the right one (红 in 红枣) is not another answer.
     right = fact.value.in_(lang)
-    others = {value for value in said if value != fact.value and value.in_(lang) not in right}
-    return fact.value in said and not others
+    if not _names(right, lang, text):
+        return False
+    # The right value is taken out first: a shorter one inside it (9米 in 39米) is not another answer.
+    rest = text.replace(right, " ")
+    return not any(_names(value.in_(lang), lang, rest) for value in fact.relation.values if value != fact.value)
 
 
 def corrupt(fact: Fact, rng: random.Random) -> Fact:
@@ -154,7 +155,7 @@ def corrupt(fact: Fact, rng: random.Random) -> Fact:
 
 def _names(value: str, lang: str, text: str) -> bool:
     if lang == "zh":
-        return value in text
+        return re.search(rf"(?<!\d){re.escape(value)}", text) is not None
     return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
 
 

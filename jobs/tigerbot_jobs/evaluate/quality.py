@@ -5,6 +5,7 @@ Bits per byte does not depend on the tokenizer, so models with different vocabul
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def documents_of(folder: str, limit: int | None = None) -> Iterable[list[int]]:
         batch = shards.batch(np.array([index]))
         ids, positions, kept = batch.input_ids[0], batch.position_ids[0], batch.attention_mask[0]
         starts = [*np.flatnonzero((positions == 0) & (kept > 0)).tolist(), int(kept.sum())]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             if end - start > 1:
                 yield ids[start:end].tolist()
 

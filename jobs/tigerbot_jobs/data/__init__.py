@@ -1,0 +1,1 @@
+"""Text to token shards: read, clean, deduplicate, train a tokenizer, pack."""

@@ -1,0 +1,56 @@
+"""One way to reach Ray: a cluster of this machine's own, or the one at an address."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from tigerbot.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection. `stop()` ends it, and with it the cluster if this process started it."""
+
+    dashboard_url: str
+
+    def stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def connect(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> Cluster:
+    """Connect to Ray, once per process.
+
+    Args:
+        address: `ray://...` or `host:port`; a local cluster is started when absent.
+        num_cpus: logical CPUs of a local cluster.
+        dashboard: start its dashboard, on loopback.
+
+    Raises:
+        ClusterError: nothing answers at the address, or the local cluster does not start.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            if address:
+                ray.init(address=address, logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=200_000_000,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ClusterError(
+                f"Ray cannot be reached ({first})", where=address or "local", fix="see `tiger doctor`"
+            ) from None
+    url = ray._private.worker.global_worker.node.address_info.get("webui_url") if dashboard else None  # type: ignore[attr-defined]
+    return Cluster(f"http://{url}" if url else "")
