@@ -42,8 +42,7 @@ def load_gguf(name: str, dtype: torch.dtype = torch.float32) -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
     config = loaded.config
     config.torch_dtype = dtype
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     model: Any = LlamaForCausalLM(config)  # type: ignore[arg-type]
     model = model.to(dtype)
     model.load_state_dict(loaded.state_dict())
