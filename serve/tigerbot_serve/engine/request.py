@@ -1,0 +1,114 @@
+"""What crosses the border between the gateway and the engine: a request in, events out. Plain data, no torch.
+
+A request with `verify` holds its text back until the judge has spoken: phases first, then the tokens of the text that
+was kept. Without it tokens come as they are decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Phase = Literal["draft", "judge", "rewrite"]
+Verdict = Literal["ok", "rewritten", "flagged", "unverified"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to decode.
+
+    Attributes:
+        dial: 0 is the factual member alone, 1 the creative member alone.
+        temperature: 0 is greedy; None takes the dial's own, tied to the mixing weight.
+        seed: None draws one.
+        stop: texts that end the answer and are not part of it, also across token borders.
+        logprobs: how many alternatives to give with every token's log-probability; None gives neither.
+        verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
+        want_tokens: keep every token's probabilities in the summary, the draft's too.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    dial: float
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    verify: bool = False
+    max_rewrites: int = 0
+    want_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of the answer. `text` may be empty while a character or a stop text is incomplete.
+
+    `logprob` is natural, of the distribution the token was drawn from before temperature and top-p (so that dial 0 and
+    1 are the single models'); `p_div` and `p_dev` are None where no heads are loaded; `w` is the creative weight.
+    """
+
+    text: str
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+    p_div: float | None
+    p_dev: float | None
+    w: float
+
+
+@dataclass(frozen=True)
+class PhaseEvent:
+    """A held answer entered a phase."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens spent. `completion_tokens` are of the text given; abandoned drafts and the judge's prefill are beside."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    draft_tokens: int = 0
+    judge_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The `ensemble` object of an answer."""
+
+    dial: float
+    w_mean: float
+    p_dev_max: float | None
+    verdict: Verdict
+    rewrites: int = 0
+    tokens: tuple[TokenEvent, ...] = ()
+    draft: str | None = None
+    draft_tokens: tuple[TokenEvent, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The last event of every request. `error` says what failed when the reason is "error"."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    summary: Summary
+    error: str = ""
+
+
+Event = TokenEvent | PhaseEvent | FinishEvent
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine holds now. `outstanding_tokens` is the upper bound of what it still has to decode."""
+
+    slots: int
+    slots_used: int
+    queued: int
+    outstanding_tokens: int
+    tokens_decoded: int
+    steps: int

@@ -1,0 +1,1 @@
+"""What makes several models one answer: members, dial, heads, judge, rewrite."""
