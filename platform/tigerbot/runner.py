@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tigerbot.errors import InputError, TigerError
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import ServeSpec, Spec
+from tigerbot.tracking import deliver_leftovers
 
 JobFunction = Callable[[Run], dict[str, Any]]
 
@@ -65,6 +66,7 @@ def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
     try:
         if run.done and spec.kind != "serve":
             print(f"{spec.name}: done already ({run.folder})", flush=True)
+            deliver_leftovers(run)
             return run.state["result"]
         return function(run)
     except TigerError as error:
