@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from tigerbot.errors import ClusterError
@@ -13,11 +14,14 @@ class Cluster:
     """A connection. `stop()` ends it, and with it the cluster if this process started it."""
 
     dashboard_url: str
+    started_here: bool = True
 
     def stop(self) -> None:
-        import ray
+        """End the connection, unless an earlier `connect` of this process made it."""
+        if self.started_here:
+            import ray
 
-        ray.shutdown()
+            ray.shutdown()
 
 
 def connect(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> Cluster:
@@ -31,9 +35,12 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     Raises:
         ClusterError: nothing answers at the address, or the local cluster does not start.
     """
+    # Ray's own token authentication: whoever has no token runs no code here.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    if not ray.is_initialized():
+    fresh = not ray.is_initialized()
+    if fresh:
         try:
             if address:
                 ray.init(address=address, logging_level=logging.WARNING)
@@ -53,4 +60,4 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
                 f"Ray cannot be reached ({first})", where=address or "local", fix="see `tiger doctor`"
             ) from None
     url = ray._private.worker.global_worker.node.address_info.get("webui_url") if dashboard else None  # type: ignore[attr-defined]
-    return Cluster(f"http://{url}" if url else "")
+    return Cluster(f"http://{url}" if url else "", fresh)

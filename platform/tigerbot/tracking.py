@@ -282,6 +282,7 @@ class _Applier:
         # Our own retries are the patient ones; MLflow's would block this thread for minutes before it can say so.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -352,7 +353,11 @@ class _Applier:
         if version is None:
             # The weights stay where the run wrote them: the version points there by tag.
             version = self._api.create_model_version(
-                REGISTERED_MODEL, f"runs:/{run_id}/model", run_id, tags={"tiger.folder": record["path"]}
+                REGISTERED_MODEL,
+                f"runs:/{run_id}/model",
+                run_id,
+                tags={"tiger.folder": record["path"]},
+                await_creation_for=0,
             )
         self._api.set_registered_model_alias(REGISTERED_MODEL, record["alias"], version.version)
 

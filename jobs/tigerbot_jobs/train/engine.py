@@ -1,0 +1,213 @@
+"""The engine: a model under DeepSpeed ZeRO 0-3, one global batch a call. CPU and gloo, GPU and NCCL.
+
+It knows nothing about where batches come from, schedules, or where its state is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tigerbot.errors import SpecError
+from tigerbot.models import save_model
+from tigerbot.spec import TrainLoop
+from tigerbot.tokens import IGNORE, Batch
+from tigerbot_jobs.train.data import BatchPlan
+from tigerbot_jobs.train.model import LanguageModel
+from tigerbot_jobs.train.zero_state import read_state, write_state
+
+
+class Engine:
+    """A model that trains.
+
+    Args:
+        model: the causal LM, float32.
+        loop: optimizer settings.
+        deepspeed: passes through to DeepSpeed's config; `zero_stage: n` is short for `zero_optimization: {stage: n}`.
+        plan: how a global batch is cut.
+        device: of this rank.
+    """
+
+    def __init__(
+        self, model: Any, loop: TrainLoop, deepspeed: dict[str, Any], plan: BatchPlan, device: torch.device
+    ) -> None:
+        import deepspeed as ds
+
+        on_gpu = device.type == "cuda"
+        low_precision = loop.precision == "bf16" or (loop.precision == "auto" and (on_gpu or cpu_has_bf16()))
+        self.device, self.precision = device, "bf16" if low_precision else "fp32"
+        # On a GPU DeepSpeed keeps bf16 weights and float32 masters; on a CPU the weights stay float32 and only the
+        # matrix products run in bf16, which is where the time is.
+        module = LanguageModel(model, torch.bfloat16 if low_precision and not on_gpu else None)
+        config = deepspeed_config(loop, deepspeed, plan, parameters=trainable(module), bf16=low_precision and on_gpu)
+        adam = torch.optim.AdamW(_groups(module, loop.weight_decay), lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
+        made = ds.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)
+        self._ds: Any = made[0]
+        self._plan, self._world_size = plan, dist.get_world_size()
+
+    @property
+    def model(self) -> Any:
+        """The causal LM."""
+        return self._ds.module.model
+
+    def step(self, batches: Sequence[Batch], *, lr: float, counted_tokens: int) -> Tensor:
+        """One optimizer step on this rank's micro batches; the sum of its token losses, on the device.
+
+        `counted_tokens` is the number of labels over all ranks: the gradient is of their mean, however they are spread.
+        """
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed divides by the number of micro batches and of ranks; we want one mean over tokens.
+        scale = self._plan.micro_steps * self._world_size / max(counted_tokens, 1)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self._ds(*self._tensors(batch))
+            self._ds.backward(loss * scale)
+            self._ds.step()
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def loss(self, batches: Sequence[Batch]) -> Tensor:
+        """(sum of token losses, number of labels) on this rank, float64, without training."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._ds.module.eval()
+        for batch in batches:
+            total[0] += self._ds.module(*self._tensors(batch)).double()
+            total[1] += count_labels([batch])
+        self._ds.module.train()
+        return total
+
+    @property
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step, before clipping."""
+        return float(self._ds.get_global_grad_norm() or 0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's state; see `zero_state`."""
+        return read_state(self._ds)
+
+    def restore(self, state: dict[str, Tensor], *, step: int) -> None:
+        write_state(self._ds, state, step=step)
+
+    @property
+    def zero_stage(self) -> int:
+        """At stage 0 every rank holds the same whole state, so that one of them may keep it for all."""
+        return self._ds.zero_optimization_stage()
+
+    def save(self, tokenizer: Any, folder: Path, base: Path | None) -> None:
+        """Write the model (or its adapter) as a Hugging Face folder, from rank 0. Every rank must call it."""
+        with self._gathered():
+            if dist.get_rank() == 0:
+                save_model(self.model, tokenizer, folder, base=base)
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        if self._ds.zero_optimization_stage() != 3:
+            yield
+            return
+        import deepspeed as ds
+
+        with ds.zero.GatheredParameters(list(self._ds.module.parameters())):
+            yield
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        arrays = (batch.input_ids, batch.labels, batch.position_ids)
+        ids, labels, positions = (torch.from_numpy(array.copy()).to(self.device) for array in arrays)
+        return ids, labels, positions
+
+
+def deepspeed_config(
+    loop: TrainLoop, given: dict[str, Any], plan: BatchPlan, *, parameters: int, bf16: bool
+) -> dict[str, Any]:
+    """DeepSpeed's config: ours, with the spec's own keys over it.
+
+    Raises:
+        SpecError: a stage that does not exist, or a key that this loop decides.
+    """
+    given = copy.deepcopy(given)
+    stage = given.pop("zero_stage", given.get("zero_optimization", {}).get("stage", 2))
+    if stage not in (0, 1, 2, 3):
+        raise SpecError(f"got {stage!r}, wants 0, 1, 2 or 3", where="deepspeed.zero_stage", fix="name one of these")
+    ours = {
+        "train_micro_batch_size_per_gpu": plan.micro,
+        "gradient_accumulation_steps": plan.micro_steps,
+        "gradient_clipping": loop.gradient_clipping,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    decided = sorted({*ours, "train_batch_size", "optimizer", "scheduler"} & set(given))
+    if decided:
+        raise SpecError(f"{', '.join(decided)}: set by the train section", where="deepspeed", fix="remove it here")
+    # DeepSpeed's default buckets are 2 GB whatever the model's size.
+    bucket = min(500_000_000, max(parameters, 1))
+    zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    zero |= given.pop("zero_optimization", {})
+    return ours | {"zero_optimization": zero, "bf16": {"enabled": bf16}} | given
+
+
+def count_labels(batches: Sequence[Batch]) -> int:
+    """Labels that carry loss."""
+    return sum(int((batch.labels[:, 1:] != IGNORE).sum()) for batch in batches)
+
+
+def trainable(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def connect_ranks(rank: int, world_size: int, device: torch.device) -> None:
+    """Hand the process group that exists to DeepSpeed."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed as ds
+
+    os.environ.setdefault("RANK", str(rank))
+    os.environ.setdefault("WORLD_SIZE", str(world_size))
+    os.environ.setdefault("LOCAL_RANK", str(rank))
+    ds.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second that this device reaches in a large matrix product, measured for 0.2 s."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + 0.2
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def flops_per_token(model: Any, sequence_length: int) -> float:
+    """Training FLOPs of one token (Chowdhery et al. 2022, appendix B); a frozen weight needs no gradient of its own."""
+    total = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    config = model.config
+    attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+    return 4 * total + 2 * trained + attention
+
+
+def _groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    matrices = [p for p in module.parameters() if p.requires_grad and len(getattr(p, "ds_shape", p.shape)) >= 2]
+    vectors = [p for p in module.parameters() if p.requires_grad and len(getattr(p, "ds_shape", p.shape)) < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

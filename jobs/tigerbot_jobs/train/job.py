@@ -1,0 +1,187 @@
+"""`kind: train`: check everything that can be checked, then Ray Train runs the loop, and the driver follows it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tigerbot.cluster import connect
+from tigerbot.errors import DataError, InputError, ModelError, TigerError
+from tigerbot.models import model_hash, preset_config, tokenizer_hash
+from tigerbot.progress import stage
+from tigerbot.runs import Run, read_json
+from tigerbot.spec import TrainSpec
+from tigerbot.tokens import TokenShards
+from tigerbot.tracking import track
+from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
+from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.loop import WorkerJob, threads_of, train_worker
+from tigerbot_jobs.train.metrics import Follower, Row, read_rows
+from tigerbot_jobs.train.model import tokenizer_folder
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Train; write `model/`, `metrics.jsonl` and checkpoints into the run's folder."""
+    spec = run.spec
+    assert isinstance(spec, TrainSpec)
+    job = _checked(run, spec)
+    tracker, tracked = track(run)
+    cluster = connect(None, num_cpus=max(os.cpu_count() or 1, math.ceil(_workers(spec) * spec.scale.cpus_per_worker)))
+    try:
+        with stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
+
+            def on_row(row: Row) -> None:
+                tracked.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+                shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+
+            follower = Follower(run.folder / "metrics.jsonl", on_row)
+            try:
+                _fit(job)
+            finally:
+                follower.close()
+        result = _result(run)
+        if spec.register_as:
+            tracked.register(spec.register_as, run.folder / "model")
+        tracked.finish()
+        print(
+            f"  loss {result['loss']:.3f}, held out {result['validation_loss'] or math.nan:.3f}, "
+            f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} a second"
+        )
+        return run.finish(result)
+    except TigerError:
+        tracked.finish("FAILED")
+        raise
+    except KeyboardInterrupt:
+        tracked.finish("KILLED")
+        raise
+    finally:
+        tracker.close()
+        cluster.stop()
+
+
+def _checked(run: Run, spec: TrainSpec) -> WorkerJob:
+    """The job of every rank, or the one line that says why it cannot be done."""
+    workers = _workers(spec)
+    plan = plan_batches(spec, workers)
+    deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=False)
+    if spec.model.preset:
+        preset_config(spec.model.preset, 512)
+    elif spec.model.path and not Path(spec.model.path).is_dir():
+        raise ModelError("there is no such folder", where=spec.model.path, fix="correct model.path")
+    tokenizer = tokenizer_folder(spec.model)
+    wanted = tokenizer_hash(_tokenizer_exists(tokenizer))
+
+    def source_folder(index: int, name: str) -> Path:
+        return run.folder / "tokens" / f"{name}-{index}"
+
+    length = spec.data.sequence_length
+    train = [
+        (prepared(s, source_folder(i, "train"), tokenizer, length).absolute(), s.weight)
+        for i, s in enumerate(spec.data.train)
+    ]
+    validation = [
+        prepared(s, source_folder(i, "validation"), tokenizer, length).absolute()
+        for i, s in enumerate(spec.data.validation)
+    ]
+    for folder in [*(folder for folder, _ in train), *validation]:
+        shards = TokenShards(folder, length)
+        check_tokenizer(shards, wanted)
+    if spec.model.path and not spec.lora:
+        model_hash(spec.model.path)
+    local = spec.model_copy(update={"model": _absolute(spec), "storage": _absolute_storage(spec)})
+    return WorkerJob(local, run.hash, str(run.folder.absolute()), train, validation, threads_of(spec, workers))
+
+
+def _workers(spec: TrainSpec) -> int:
+    return spec.scale.bounds[1]
+
+
+def _tokenizer_exists(folder: str) -> str:
+    if not (Path(folder) / "tokenizer.json").exists():
+        raise DataError("has no tokenizer.json", where=folder, fix="run the corpus first, or correct model.tokenizer")
+    return folder
+
+
+def _absolute(spec: TrainSpec) -> Any:
+    """The model's folders as workers, which run elsewhere, find them."""
+    folders = {
+        name: str(Path(value).absolute())
+        for name in ("path", "tokenizer")
+        if (value := getattr(spec.model, name)) is not None and Path(value).exists()
+    }
+    return spec.model.model_copy(update=folders)
+
+
+def _absolute_storage(spec: TrainSpec) -> Any:
+    uri = spec.storage.uri
+    return spec.storage if "://" in uri else spec.storage.model_copy(update={"uri": str(Path(uri).absolute())})
+
+
+def _fit(job: WorkerJob) -> None:
+    """Let Ray Train run the loop on every worker; it restarts them all when one dies.
+
+    Raises:
+        TigerError: a rank failed for a reason that a restart does not mend, or too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    spec = job.spec
+    gpus = spec.scale.gpus_per_worker
+    environment = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    if not gpus:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]
+        train_loop_config=job,  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=_workers(spec),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": spec.scale.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=job.folder,
+            failure_config=FailureConfig(max_failures=spec.fault_tolerance.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(error, job) from None
+
+
+def _cause(error: Exception, job: WorkerJob) -> Exception:
+    """The first error of ours among the ranks' failures, or the run's failure as one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    chain = [*failures.values(), error, error.__cause__]
+    for failure in chain:
+        while failure is not None:
+            if isinstance(failure, TigerError):
+                return failure
+            failure = getattr(failure, "cause", None) or failure.__cause__
+    lines = [line for f in failures.values() for line in str(f).splitlines() if line.strip()] or [str(error)]
+    return TigerError(
+        f"training failed: {lines[-1].strip()[:300]}",
+        where=job.spec.name,
+        fix=f"Ray's logs are in /tmp/ray/session_latest/logs/train; the same command goes on ({job.folder})",
+    )
+
+
+def _result(run: Run) -> dict[str, Any]:
+    trained = read_json(run.folder / "trained.json", None)
+    if trained is None:
+        raise InputError("training ended without a model", where=str(run.folder), fix="run it again")
+    rows = read_rows(run.folder / "metrics.jsonl")
+    held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    rates = sorted(row["tokens_per_second"] for row in rows)
+    return trained | {
+        "model": str((run.folder / "model").absolute()),
+        "loss": rows[-1]["loss"],
+        "validation_loss": held_out[-1] if held_out else None,
+        "tokens_per_second": rates[len(rates) // 2],
+        "mfu": rows[-1].get("mfu"),
+    }

@@ -1,0 +1,79 @@
+"""A small bilingual corpus, packed once, that every training test reads."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tigerbot.runner import run_spec
+from tigerbot.spec import TrainSpec, parse_spec
+from tigerbot_jobs.data import creative
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A finished corpus run: `tokenizer/`, `tokens/train`, `tokens/held-out`, 32 tokens a sequence."""
+
+    folder: Path
+
+    def spec(self, name: str, storage: Path, **train: Any) -> dict[str, Any]:
+        """A train spec over this corpus: two-core size, 12 steps of 8 sequences."""
+        loop = {"tokens": 3072, "batch_tokens": 256, "micro_batch": 2, "lr": 3e-3, "log_every": 1, "validate_every": 6}
+        return {
+            "kind": "train",
+            "name": name,
+            "model": {"preset": "tiny", "tokenizer": str(self.folder / "tokenizer")},
+            "data": {
+                "sequence_length": 32,
+                "train": [{"path": str(self.folder / "tokens/train")}],
+                "validation": [{"path": str(self.folder / "tokens/held-out")}],
+            },
+            "train": loop | train,
+            "storage": {"uri": str(storage)},
+            "tracking": {"uri": f"sqlite:///{storage}/mlflow.db"},
+            "fault_tolerance": {"checkpoint_every_steps": 2},
+        }
+
+
+def as_train(raw: dict[str, Any]) -> TrainSpec:
+    spec = parse_spec(raw)
+    assert isinstance(spec, TrainSpec)
+    return spec
+
+
+def as_file(raw: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{raw['name']}.yaml"
+    path.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def make_corpus(folder: Path) -> Corpus:
+    """Write two files and run a corpus spec over them."""
+    rng = random.Random(1)
+    for name, count in (("train", 300), ("held-out", 40)):
+        texts = [creative.write(kind, lang, rng) for _ in range(count) for kind in ("story",) for lang in ("zh", "en")]
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    raw = {
+        "kind": "corpus",
+        "name": "corpus",
+        "sources": [{"name": name, "path": str(folder / f"{name}.jsonl")} for name in ("train", "held-out")],
+        "tokenizer": {"vocab_size": 600},
+        "sequence_length": 32,
+        "storage": {"uri": str(folder)},
+    }
+    run_spec(parse_spec(raw))
+    return Corpus(folder / "corpus")
+
+
+def fingerprint(raw: dict[str, Any], step: int = 12) -> dict[str, str]:
+    """SHA-256 of every rank's state in a checkpoint."""
+    folder = Path(raw["storage"]["uri"]) / raw["name"] / f"checkpoints/step-{step:08d}"
+    files = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    return {file["path"]: file["sha256"] for file in files if file["path"].startswith("rank")}

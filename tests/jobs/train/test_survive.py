@@ -1,0 +1,115 @@
+"""`tiger run` killed with SIGKILL, for real: the driver, and a worker. The same command goes on to the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_corpus import Corpus, as_file, fingerprint
+
+from tigerbot.runs import read_json
+from tigerbot_jobs.train.metrics import read_rows
+
+TIGER = [sys.executable, "-m", "tigerbot.cli", "run"]
+STEPS = 60
+
+
+def spec_of(corpus: Corpus, name: str, storage: Path) -> dict[str, Any]:
+    return corpus.spec(name, storage, tokens=STEPS * 1024, batch_tokens=1024, micro_batch=16) | {
+        "scale": {"workers": 2, "threads_per_worker": 1},
+        "storage": {"uri": str(storage), "keep": 3},
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    raw = spec_of(corpus, "survivor", storage)
+    subprocess.run([*TIGER, str(as_file(raw, storage))], check=True, timeout=200)
+    return fingerprint(raw, STEPS)
+
+
+def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        rows = read_rows(metrics)
+        if rows and rows[-1]["step"] >= step:
+            return
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.05)
+    raise TimeoutError(f"no step {step}")
+
+
+def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(
+    corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    raw = spec_of(corpus, "survivor", tmp_path)
+    command = [*TIGER, str(as_file(raw, tmp_path))]
+    process = subprocess.Popen(command)
+    wait_for_step(process, tmp_path / "survivor/metrics.jsonl", random.randint(3, STEPS - 20))
+    children = {child: child.cmdline()[:4] for child in psutil.Process(process.pid).children(recursive=True)}
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+
+    subprocess.run(command, check=True, timeout=200)
+
+    assert not [children[child] for child in alive]
+    assert fingerprint(raw, STEPS) == undisturbed
+    assert [row["step"] for row in read_rows(tmp_path / "survivor/metrics.jsonl")] == list(range(1, STEPS + 1))
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        runs = database.execute("select name, status from runs").fetchall()
+        steps = database.execute("select step from metrics where key = 'loss' order by step").fetchall()
+    assert runs == [("survivor", "FINISHED")]
+    assert [step for (step,) in steps] == list(range(1, STEPS + 1))
+
+
+def test_a_killed_worker_is_replaced_within_the_same_command(
+    corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    raw = spec_of(corpus, "survivor", tmp_path)
+    process = subprocess.Popen([*TIGER, str(as_file(raw, tmp_path))])
+    wait_for_step(process, tmp_path / "survivor/metrics.jsonl", 5)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+    random.choice(workers).kill()
+
+    assert process.wait(timeout=240) == 0
+    assert fingerprint(raw, STEPS) == undisturbed
+    assert read_json(tmp_path / "survivor/state.json", {})["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"train": [{"path": "/nowhere"}]}}, "/nowhere: is not a folder of token shards"),
+        ({"model": {"preset": "tinny"}}, "wants one of tiny"),
+        ({"model": {"preset": "tiny"}}, "a preset has no tokenizer"),
+        ({"deepspeed": {"zero_stage": 7}}, "wants 0, 1, 2 or 3"),
+        ({"model": {"path": "/nowhere"}}, "/nowhere: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line_before_anything_starts(
+    corpus: Corpus, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    raw = corpus.spec("bad", tmp_path)
+    for field, value in change.items():
+        tokenizer = {"tokenizer": raw["model"]["tokenizer"]} if value == {"preset": "tinny"} else {}
+        raw[field] = (raw["data"] | value) if field == "data" else value | tokenizer
+
+    done = subprocess.run([*TIGER, str(as_file(raw, tmp_path))], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
