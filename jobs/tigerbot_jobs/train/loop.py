@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tigerbot.storage import open_store
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
 from tigerbot_jobs.train.engine import Engine, connect_ranks, count_labels, flops_per_token, peak_flops
-from tigerbot_jobs.train.metrics import append_row
+from tigerbot_jobs.train.metrics import Row, append_row
 from tigerbot_jobs.train.model import base_folder, make_model, tokenizer_folder
 from tigerbot_jobs.train.schedule import learning_rate
 
@@ -47,23 +48,41 @@ def train_worker(job: WorkerJob) -> None:
     train_rank(job, context.get_world_rank(), context.get_world_size(), get_device())
 
 
-def train_rank(job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
-    """Train as one rank of a process group that exists."""
+def train_rank(
+    job: WorkerJob,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    *,
+    on_row: Callable[[Row], None] | None = None,
+    keep_model: bool = True,
+) -> None:
+    """Train as one rank of a process group that exists; rank 0 hands every logged row to `on_row`."""
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     connect_ranks(rank, world_size, device)
     plan = plan_batches(job.spec, world_size)
-    run = _RankRun(job, plan, rank, world_size, device)
+    run = _RankRun(job, plan, rank, world_size, device, on_row)
     run.train()
-    run.finish()
+    if keep_model:
+        run.finish()
 
 
 class _RankRun:
     """One rank of one run: engine, data, checkpoints, and how far it is."""
 
-    def __init__(self, job: WorkerJob, plan: BatchPlan, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        job: WorkerJob,
+        plan: BatchPlan,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        on_row: Callable[[Row], None] | None,
+    ) -> None:
         spec = job.spec
         self._job, self._spec, self._plan, self._rank = job, spec, plan, rank
+        self._on_row = on_row
         self._world_size, self._device = world_size, device
         self._tokenizer = tokenizer_folder(spec.model)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
@@ -178,6 +197,8 @@ class _RankRun:
             row["validation_loss"] = float(held_out[0] / held_out[1].clamp(min=1))
         if self._rank == 0:
             append_row(self._metrics, row)
+            if self._on_row is not None:
+                self._on_row(row)
         self._loss.zero_()
         self._logged_at, self._logged_step = time.monotonic(), self._step
 
