@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tigerbot.runs import write_text
 from tigerbot_jobs.demo.figures import Series, chart, heat_map
+from tigerbot_jobs.train.metrics import read_rows
 
 STYLE = """
 body{font:15px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733;background:#fbfcfd}
@@ -159,30 +159,23 @@ def _shown(shown: dict[str, Any]) -> str:
 def _losses(folder: Path) -> str:
     series = []
     for name in ("base", "creative", "factual"):
-        rows = _metric_rows(folder / name / "metrics.jsonl")
+        rows = read_rows(folder / name / "metrics.jsonl")
         series.append(Series(name, [(row["tokens"], row["loss"]) for row in rows if "loss" in row]))
         held_out = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
         series.append(Series(f"{name} held out", held_out))
     return chart([s for s in series if s.points], x="tokens", y="loss (nats a token)")
 
 
-def _metric_rows(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return [{k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)} for row in rows]
-
-
 def _sweep(sweep: dict[str, Any]) -> str:
     trials = [t for t in sweep.get("trials", []) if isinstance(t.get("metric"), int | float)]
     groups: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
-        rest = ", ".join(f"{k}={v}" for k, v in sorted(trial["params"].items()) if k != "lr")
+        rest = ", ".join(f"{k}={v}" for k, v in sorted(trial["params"].items()) if k != "train.lr")
         groups.setdefault(rest, []).append(trial)
     series = [
         Series(
             name,
-            [(t["params"]["lr"], t["metric"]) for t in group],
+            [(t["params"]["train.lr"], t["metric"]) for t in group],
             [json.dumps(t["params"]) for t in group],
             line=False,
         )
@@ -190,7 +183,7 @@ def _sweep(sweep: dict[str, Any]) -> str:
     ]
     best = html.escape(json.dumps(sweep.get("params")))
     return f"<p class=note>{len(trials)} trials; the training stages used {best}.</p>" + chart(
-        series, x="lr", y="loss", log_x=True
+        series, x="lr", y="validation loss", log_x=True
     )
 
 

@@ -67,7 +67,8 @@ def _run_trials(run: Run, spec: SweepSpec, target: Target, ledger: Ledger, follo
         return
 
     def trial(params: dict[str, Any]) -> None:
-        target(params, lambda metrics: tune.report(metrics))
+        # Optuna wants the metric in every report, and the held-out loss comes more seldom than the training loss.
+        target(params, lambda metrics: tune.report(metrics) if spec.metric in metrics else None)
 
     tuner = Tuner(
         tune.with_resources(trial, {"cpu": 1}),
