@@ -1,0 +1,143 @@
+"""A request inside the engine: its handle outside, its attempts, and the events they become.
+
+Without `verify` there is one attempt and its tokens leave as they come. With it every attempt is held; the tokens of
+the one that was kept leave at the end. This module knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from tigerbot_serve.engine.request import (
+    Event,
+    FinishEvent,
+    FinishReason,
+    Phase,
+    PhaseEvent,
+    Request,
+    Summary,
+    TokenEvent,
+    Usage,
+    Verdict,
+)
+from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.ensemble.judge import Opinion
+
+
+class Handle(AsyncIterator[Event]):
+    """The caller's end: iterate over the events up to the FinishEvent, or cancel."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._loop, self._wake = loop, wake
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._cancelled = threading.Event()
+        self._done = False
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop decoding; the slot is free within one step. Callable from any thread, any number of times."""
+        self._cancelled.set()
+        self._wake()
+
+    def deliver(self, events: list[Event]) -> None:
+        """Called by the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._put, events)
+        except RuntimeError:  # the caller's loop is closed: nobody will read
+            self._cancelled.set()
+
+    def _put(self, events: list[Event]) -> None:
+        for event in events:
+            self._events.put_nowait(event)
+
+    def __aiter__(self) -> Handle:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._done:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        self._done = isinstance(event, FinishEvent)
+        return event
+
+
+class Ticket:
+    """One request on its way through the engine.
+
+    Attributes:
+        attempts: the draft, then its rewrites. The last one is being decoded or judged.
+        kept: the attempt whose text is given, so far.
+    """
+
+    def __init__(self, request: Request, handle: Handle, draft: Sequence) -> None:
+        self.request, self.handle = request, handle
+        self.attempts = [draft]
+        self.kept = draft
+        self.opinion: Opinion | None = None
+        self.verdict: Verdict = "unverified"
+        self.judge_tokens = 0
+        self._outbox: list[Event] = []
+
+    @property
+    def current(self) -> Sequence:
+        return self.attempts[-1]
+
+    @property
+    def rewrites(self) -> int:
+        return len(self.attempts) - 1
+
+    def token(self, event: TokenEvent) -> None:
+        if not self.request.verify:
+            self._outbox.append(event)
+
+    def phase(self, phase: Phase) -> None:
+        if self.request.verify:
+            self._outbox.append(PhaseEvent(phase))
+
+    def keep(self, opinion: Opinion) -> None:
+        """The current attempt is the answer so far; what the judge read replaces what was read while decoding."""
+        self.kept, self.opinion = self.current, opinion
+        for place, p_dev in enumerate(opinion.p_devs):
+            self.kept.tokens[place] = replace(self.kept.tokens[place], p_dev=p_dev)
+
+    def finish(self, reason: FinishReason, error: str = "") -> None:
+        """The last event; before it the tokens of an answer that was held."""
+        if self.request.verify and reason not in ("cancelled", "error"):
+            self._outbox += self.kept.tokens
+        dropped = [attempt for attempt in self.attempts if attempt is not self.kept]
+        usage = Usage(
+            prompt_tokens=len(self.request.prompt_ids),
+            completion_tokens=len(self.kept.tokens),
+            draft_tokens=sum(len(attempt.tokens) for attempt in dropped),
+            judge_tokens=self.judge_tokens,
+        )
+        self._outbox.append(FinishEvent(reason, usage, self._summary(), error))
+
+    def flush(self) -> None:
+        """Give what has gathered in this step, in one wake-up of the caller's loop."""
+        if self._outbox:
+            self.handle.deliver(self._outbox)
+            self._outbox = []
+
+    def _summary(self) -> Summary:
+        answer = self.kept.answer
+        weights = [token.w for token in answer]
+        risks = [token.p_dev for token in answer if token.p_dev is not None]
+        draft = self.attempts[0] if self.kept is not self.attempts[0] else None
+        want = self.request.want_tokens
+        return Summary(
+            dial=self.request.dial,
+            w_mean=sum(weights) / len(weights) if weights else self.request.dial,
+            p_dev_max=max(risks, default=None),
+            verdict=self.verdict,
+            rewrites=self.rewrites,
+            tokens=tuple(self.kept.tokens) if want else (),
+            draft=draft.text if draft else None,
+            draft_tokens=tuple(draft.tokens) if draft and want else (),
+        )

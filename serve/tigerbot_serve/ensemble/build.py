@@ -1,0 +1,27 @@
+"""From a serve spec to an engine: load the members, fit the heads, refuse what does not belong together."""
+
+from __future__ import annotations
+
+from tigerbot.errors import ModelError
+from tigerbot.spec import ServeSpec
+from tigerbot_serve.engine.engine import Engine
+from tigerbot_serve.ensemble.heads import load_heads
+from tigerbot_serve.ensemble.judge import Judge
+from tigerbot_serve.ensemble.members import load_members
+from tigerbot_serve.ensemble.mixture import Mixture
+
+
+def build_engine(spec: ServeSpec) -> Engine:
+    """The engine of a spec, not started. It runs on a GPU where the spec gives each replica one.
+
+    Raises:
+        ModelError: a folder is missing, tokenizers or bases differ, or heads are of other models.
+    """
+    members = load_members(spec.members, "cuda" if spec.scale.gpus_per_replica > 0 else "cpu")
+    heads = None
+    if spec.heads is not None:
+        if members.alone:
+            raise ModelError("heads want two members", where=f"heads: {spec.heads}", fix="add members.factual")
+        heads = load_heads(spec.heads, members.hashes, members.width, members.device)
+    mixture = Mixture(members, heads, spec.dial)
+    return Engine(mixture, Judge(members, heads, spec.judge), spec.engine, threads=spec.scale.threads)

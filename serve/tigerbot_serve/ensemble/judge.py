@@ -1,0 +1,87 @@
+"""The judge: one prefill of the factual member over a finished answer, a score, and what follows from it.
+
+The score is the mean of the highest third of the answer's p_dev: one wrong name in a short answer counts, and a long
+answer is not worse for being long, as a maximum would make it. Beside it stands the factual member's mean
+log-probability of the answer: a rewrite must not be less likely than the draft. It never says that an answer is true.
+
+Legend: T tokens fed, d hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tigerbot.spec import JudgeSpec
+from tigerbot_serve.engine.request import Verdict
+from tigerbot_serve.ensemble.heads import Heads
+from tigerbot_serve.ensemble.members import FACTUAL, Members
+
+
+def score(p_devs: Sequence[float]) -> float:
+    """Mean of the highest third (at least one), 0 for none. Repeating an answer does not change it."""
+    top = sorted(p_devs, reverse=True)[: math.ceil(len(p_devs) / 3)]
+    return sum(top) / len(top) if top else 0.0
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the judge read: p_dev of every token of the answer, its score, the factual member's mean log-probability."""
+
+    p_devs: tuple[float, ...]
+    score: float
+    mean_logprob: float
+
+
+class Reading:
+    """A prefill under way over prompt and answer; `feed` takes the factual states of the next chunk."""
+
+    def __init__(self, members: Members, heads: Heads, prompt_length: int, ids: Sequence[int]) -> None:
+        self.ids = tuple(ids)
+        self._members, self._heads, self._prompt = members, heads, prompt_length
+        self._p_devs: list[float] = []
+        self._logprobs: list[float] = []
+
+    def feed(self, start: int, hidden_Td: Tensor) -> None:
+        """States of the tokens from `start` on."""
+        answer_Td = hidden_Td[max(0, self._prompt - start) :]
+        if len(answer_Td):
+            self._p_devs += self._heads.p_dev(answer_Td).tolist()
+        first = max(start, self._prompt - 1)
+        following = self.ids[first + 1 : start + len(hidden_Td) + 1]
+        if following:
+            before_Td = hidden_Td[first - start :][: len(following)]
+            logprobs_TV = self._members.log_probabilities(FACTUAL, before_Td)
+            self._logprobs += [row[token] for row, token in zip(logprobs_TV, following, strict=True)]
+
+    def opinion(self) -> Opinion:
+        mean = sum(float(value) for value in self._logprobs) / max(1, len(self._logprobs))
+        return Opinion(tuple(self._p_devs), score(self._p_devs), mean)
+
+
+class Judge:
+    """Reads answers and decides. Without heads, or with one model alone, it has no opinion."""
+
+    def __init__(self, members: Members, heads: Heads | None, spec: JudgeSpec) -> None:
+        self.members, self.heads, self.spec = members, heads, spec
+
+    def reading(self, dial: float, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Reading | None:
+        """A reading to prefill, or None where there is nothing to say: creative work, no heads, an empty answer."""
+        if self.heads is None or self.members.alone or dial > self.spec.off_above_dial or not answer_ids:
+            return None
+        return Reading(self.members, self.heads, len(prompt_ids), (*prompt_ids, *answer_ids))
+
+    def doubts(self, opinion: Opinion) -> bool:
+        return opinion.score > self.spec.threshold
+
+    def better(self, new: Opinion, old: Opinion) -> bool:
+        """Whether a rewrite is worth keeping: clearly less doubtful, and no less likely to the factual member."""
+        return new.score <= old.score - self.spec.margin and new.mean_logprob >= old.mean_logprob
+
+    def verdict(self, kept: Opinion, rewritten: bool) -> Verdict:
+        if self.doubts(kept):
+            return "flagged"
+        return "rewritten" if rewritten else "ok"
