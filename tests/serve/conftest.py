@@ -59,6 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     model = build("tiny", len(tokenizer), seed=1)
     with torch.no_grad():
         model.lm_head.weight.mul_(4)  # sharper than fresh weights, so that greedy choices are no near-ties
+        model.lm_head.weight[: tokenizer.convert_tokens_to_ids("<|end|>") + 65].mul_(0.05)  # words, not special tokens
     save_model(model, tokenizer, root / "base")
     for seed, name, alpha in ((2, "creative", 32.0), (3, "factual", 16.0)):
         _expert(root, name, seed, alpha, tokenizer)

@@ -55,10 +55,10 @@ class Reading:
         if following:
             before_Td = hidden_Td[first - start :][: len(following)]
             logprobs_TV = self._members.log_probabilities(FACTUAL, before_Td)
-            self._logprobs += [row[token] for row, token in zip(logprobs_TV, following, strict=True)]
+            self._logprobs += [float(row[token]) for row, token in zip(logprobs_TV, following, strict=True)]
 
     def opinion(self) -> Opinion:
-        mean = sum(float(value) for value in self._logprobs) / max(1, len(self._logprobs))
+        mean = sum(self._logprobs) / max(1, len(self._logprobs))
         return Opinion(tuple(self._p_devs), score(self._p_devs), mean)
 
 

@@ -1,0 +1,61 @@
+"""The gateway over a real engine, served by uvicorn on a real socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from tigerbot_serve.engine.engine import Engine
+from tigerbot_serve.gateway.app import create_app
+from tigerbot_serve.gateway.keys import KeyRing
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    engine: Engine
+
+    def settle(self) -> None:
+        """Wait until no request holds a slot."""
+        until = time.monotonic() + 10
+        while self.engine.stats().slots_used or self.engine.stats().queued:
+            assert time.monotonic() < until, "a slot leaked"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def serve_engine(engine_of: Callable[..., Engine]) -> Iterator[Callable[..., Served]]:
+    """`serve_engine(heads=..., http={...})`: the LoRA ensemble of the test world, on a port of its own."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(*, keys: KeyRing | None = None, **fields: Any) -> Served:
+        from tigerbot.spec import ServeSpec, parse_spec
+
+        engine = engine_of("lora", **fields)
+        spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}} | fields)
+        assert isinstance(spec, ServeSpec)
+        config = uvicorn.Config(create_app(engine, spec, keys or KeyRing()), port=0, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        until = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        served = Served(f"http://127.0.0.1:{port}", engine)
+        assert httpx.get(f"{served.url}/healthz").status_code == 200
+        return served
+
+    yield start
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(timeout=10)

@@ -1,0 +1,158 @@
+"""The endpoint under Ray Serve, as `tiger serve` deploys it, and the terminal client against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import yaml
+
+from tigerbot.errors import ModelError, ServeError
+from tigerbot.spec import ServeSpec, parse_spec
+from tigerbot_serve.deploy import deploy
+
+TIGER = [sys.executable, "-m", "tigerbot.cli"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def spec_of(world: Any, storage: Path, **fields: Any) -> dict[str, Any]:
+    return {
+        "kind": "serve",
+        "name": "ensemble",
+        "members": {"base": str(world.base), **world.members("lora")},
+        "engine": {"slots": 4, "max_length": 900},
+        "http": {"port": free_port()},
+        "scale": {"threads": 1},
+        "storage": {"uri": str(storage)},
+    } | fields
+
+
+@pytest.fixture(scope="module")
+def served(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen]]:
+    storage = tmp_path_factory.mktemp("serve")
+    raw = spec_of(world, storage)
+    path = storage / "ensemble.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    environment = os.environ | {"TIGER_API_KEYS": "first,second"}
+    process = subprocess.Popen([*TIGER, "serve", str(path)], env=environment)
+    url = f"http://127.0.0.1:{raw['http']['port']}"
+    until = time.monotonic() + 120
+    while True:
+        assert process.poll() is None and time.monotonic() < until
+        try:
+            if httpx.get(f"{url}/healthz").status_code == 200:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    yield url, process
+    if process.poll() is None:
+        process.kill()
+
+
+def test_the_deployed_endpoint_streams_checks_keys_and_frees_slots(served: tuple[str, subprocess.Popen]) -> None:
+    url, _ = served
+    api = openai.OpenAI(base_url=f"{url}/v1", api_key="second", max_retries=0, timeout=60)
+    asked: Any = {"model": "tiger", "messages": [{"role": "user", "content": "狐狸 fox"}], "max_tokens": 20, "seed": 1}
+
+    whole = api.chat.completions.create(**asked, extra_body={"creativity": 0.5, "verify": False})
+    chunks = api.chat.completions.create(**asked, stream=True, extra_body={"creativity": 0.5, "verify": False})
+
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+    _leave_in_the_middle(url)
+    until = time.monotonic() + 10
+    while "tiger_slots_used 0" not in _metrics(url):
+        assert time.monotonic() < until, "the slot of a client that left is still held"
+        time.sleep(0.05)
+
+
+def _leave_in_the_middle(url: str) -> None:
+    body = {"model": "tiger", "messages": [{"role": "user", "content": "fox"}], "max_tokens": 800, "temperature": 2.0}
+    data = json.dumps(body | {"stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer first\r\ncontent-length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(head.encode() + data)
+        until = time.monotonic() + 10
+        while "tiger_slots_used 1" not in _metrics(url):
+            assert time.monotonic() < until
+        connection.recv(1000)
+
+
+def _metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics", headers={"authorization": "Bearer first"}).text
+
+
+def test_the_terminal_client_answers_in_both_languages(served: tuple[str, subprocess.Popen]) -> None:
+    url, _ = served
+    for text in ("The fox", "狐狸在河边"):
+        command = [*TIGER, "chat", "--url", url, "--creativity", "0.8", text]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=os.environ | {"TIGER_API_KEY": "first"}
+        )
+        assert done.returncode == 0 and done.stdout.strip()
+    refused = subprocess.run([*TIGER, "chat", "--url", url, "x"], capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1 and "HTTP 401" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_leaves_nothing_running(served: tuple[str, subprocess.Popen]) -> None:
+    url, process = served
+    children = psutil.Process(process.pid).children(recursive=True)
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(timeout=60) == 0
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not [child.name() for child in alive]
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{url}/healthz")
+
+
+def serve_spec(raw: dict[str, Any]) -> ServeSpec:
+    spec = parse_spec(raw)
+    assert isinstance(spec, ServeSpec)
+    return spec
+
+
+def test_an_open_host_without_keys_is_refused(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TIGER_API_KEYS", raising=False)
+    raw = spec_of(world, tmp_path, http={"host": "0.0.0.0"})
+
+    with pytest.raises(ServeError, match="would answer everybody"):
+        deploy(serve_spec(raw), tmp_path)
+
+
+def test_missing_members_are_named_before_anything_starts(world: Any, tmp_path: Path) -> None:
+    raw = spec_of(world, tmp_path, members={"creative": "/nowhere"})
+
+    with pytest.raises(ModelError, match=r"members.creative: /nowhere: there is no such folder"):
+        deploy(serve_spec(raw), tmp_path)
+
+
+def test_a_port_in_use_is_one_line(world: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        raw = spec_of(world, tmp_path, http={"port": taken.getsockname()[1]})
+        path = tmp_path / "s.yaml"
+        path.write_text(yaml.safe_dump(raw))
+
+        done = subprocess.run([*TIGER, "serve", str(path)], capture_output=True, text=True, timeout=90)
+
+    assert done.returncode == 2 and "is in use" in done.stderr.strip().splitlines()[-1]
