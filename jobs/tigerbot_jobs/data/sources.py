@@ -60,7 +60,7 @@ def _chat_factual(split: str, seed: int) -> Iterator[list[Message]]:
     for lang in LANGUAGES:
         for kind, prompt in creative.prompts(lang):
             if _split_of(prompt) == split:
-                yield from [_chat(prompt, creative.plain(kind, lang, prompt))] * (3 if split == "train" else 1)
+                yield _chat(prompt, creative.plain(kind, lang, prompt))
 
 
 def _chat_creative(split: str, seed: int) -> Iterator[list[Message]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tigerbot_jobs.sweep.target import Target, load_target
 
 # Tune's own loggers write three files a trial and slow its loop; MLflow and the ledger hold everything.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables ignore `verbose=0`; progress is ours
+# It looks for the files of the loggers that are off, and complains of every trial.
+logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
 def run(run: Run) -> dict[str, Any]:
