@@ -166,5 +166,9 @@ def _refused(error: Exception, where: str) -> StorageError:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    if isinstance(error, ClientError):
+        error_said = error.response.get("Error", {}).get("Message", "")
+        text = f"{error.operation_name} answered {error_code(error)} {error_said}".strip()
+    else:
+        text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
