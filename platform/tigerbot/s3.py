@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -149,7 +150,7 @@ def _may_help(error: Exception) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or status in (408, 429) or error_code(error) in _CODES_AGAIN
-    return isinstance(error, DiffersError | HTTPClientError | IncompleteReadError | HTTPError)
+    return isinstance(error, DiffersError | EndpointConnectionError | HTTPClientError | IncompleteReadError | HTTPError)
 
 
 def _refused(error: Exception, where: str) -> StorageError:
