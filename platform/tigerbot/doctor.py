@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,8 +95,8 @@ def machine() -> Iterator[Finding]:
             yield Finding("ok", free)
 
 
-def ports() -> Iterator[Finding]:
-    for port, purpose in PORTS.items():
+def ports(wanted: Mapping[int, str] = PORTS) -> Iterator[Finding]:
+    for port, purpose in wanted.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -199,7 +199,7 @@ def serving(host: str) -> Iterator[Finding]:
 def _serving_host(spec: Path | None) -> str:
     loaded = load_spec(spec) if spec else None
     if isinstance(loaded, ServeSpec):
-        return loaded.host
+        return loaded.http.host
     set_host = os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST", "")
     if set_host:
         return set_host
