@@ -48,8 +48,8 @@ def cluster_errors(cluster: str) -> Iterator[None]:
         yield
     except TigerError:
         raise
-    except AuthenticationError as error:
-        raise _unauthorized(str(error), cluster) from None
+    except AuthenticationError:
+        raise _unauthorized(cluster) from None
     except (requests.exceptions.Timeout, TimeoutError):
         raise ClusterError("does not answer in time", where=cluster, fix="look at the head node's load") from None
     except (requests.exceptions.JSONDecodeError, KeyError):
@@ -105,8 +105,9 @@ async def _next(pieces: Any) -> str | None:
 def _client_class() -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    # What Ray logs about packing the folder is no message to a person.
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class BoundedClient(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
@@ -115,11 +116,11 @@ def _client_class() -> Any:
     return BoundedClient
 
 
-def _unauthorized(text: str, cluster: str) -> ClusterError:
+def _unauthorized(cluster: str) -> ClusterError:
     fix = "set RAY_AUTH_TOKEN, or write ~/.ray/auth_token, with what `ray get-auth-token` says on the head node"
-    what = "wants a token" if "required" in text else "refuses this token"
     token = find_token()
-    return ClusterError(f"{what} ({token.source})" if token else what, where=cluster, fix=fix)
+    what = f"refuses the token in {token.source}" if token else "wants a token"
+    return ClusterError(what, where=cluster, fix=fix)
 
 
 @contextmanager
