@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pytest
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 TIGER = "import tigerbot.cli as c, tigerbot.verbs_cluster as v; v.register(c.app); c.main()"
+IMPATIENT = "import tigerbot.job_client as j; j.REQUEST_TIMEOUT_S = 1.0"
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,13 @@ class Head:
     env: dict[str, str]
     folder: Path
 
-    def tiger(self, *words: str, url: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", TIGER, *words, "--cluster", url or self.url]
+    def tiger(self, *words: str, url: str = "", first: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """`tiger WORDS --cluster URL`, after the statement `first`."""
+        command = self.command(*words, url=url, first=first)
         return subprocess.run(command, cwd=self.folder, env=self.env | env, capture_output=True, text=True, timeout=120)
+
+    def command(self, *words: str, url: str = "", first: str = "") -> list[str]:
+        return [sys.executable, "-c", f"{first}\n{TIGER}", *words, "--cluster", url or self.url]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +162,86 @@ def test_another_spec_under_a_living_name_is_refused_and_replace_stops_the_old_o
     assert resumed.stdout.split()[0] == f"{new}-2"
 
 
+def test_two_submitters_at_once_start_one_job(head: Head) -> None:
+    words = ("submit", "small.yaml", "--set", "name=both")
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(head.command(*words), cwd=head.folder, env=head.env, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(2)
+    ]
+    answers = [one.communicate(timeout=120) for one in both]
+    head.tiger("stop", "both")
+
+    assert [one.returncode for one in both] == [0, 0], answers
+    assert len({out.split()[0] for out, _ in answers}) == 1
+    assert sorted("(submitted before)" in out for out, _ in answers) == [False, True], answers
+
+
+def test_a_log_that_is_cut_is_followed_on_without_a_line_lost_or_doubled(head: Head) -> None:
+    relay = Relay(int(head.url.rpartition(":")[2]))
+    try:
+        submitted = head.tiger("submit", "small.yaml", "--set", "name=cut")
+        command = head.command("logs", "cut", "-f", url=f"http://127.0.0.1:{relay.port}")
+        following = subprocess.Popen(command, cwd=head.folder, env=head.env, stdout=subprocess.PIPE, text=True)
+        for _ in range(4):
+            time.sleep(1.5)
+            relay.cut()
+        followed, _ = following.communicate(timeout=120)
+    finally:
+        relay.close()
+
+    job = submitted.stdout.split()[0]
+    log = head.tiger("logs", job).stdout
+    assert following.returncode == 0 and relay.cuts >= 1
+    assert followed.removesuffix(followed.splitlines(keepends=True)[-1]) == log and "> packing tokens" in log
+    assert followed.splitlines()[-1].startswith(f"{job}  SUCCEEDED")
+
+
+class Relay:
+    """A TCP relay whose connections can be cut; `cuts` counts those that were."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port, self.cuts = upstream_port, 0
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.upstream_port))
+            self._open += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+    def cut(self) -> None:
+        alive, self._open = self._open, []
+        for end in alive:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+                self.cuts += 1
+            except OSError:
+                continue  # ended by itself
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return  # cut
+
+
 def test_a_job_that_fails_says_why_and_ends_with_1(head: Head) -> None:
     submitted = head.tiger("submit", "small.yaml", "--set", "name=bad", "--set", "sources.0.path=nothing.jsonl")
     followed = head.tiger("logs", submitted.stdout.split()[0], "-f")
@@ -175,6 +261,7 @@ def test_strangers_and_mistakes_are_one_line(head: Head, tmp_path: Path) -> None
         overridden = head.tiger("jobs", RAY_ADDRESS="http://127.0.0.1:9")
         nobody = head.tiger("submit", "small.yaml", url=f"http://127.0.0.1:{free}")
         no_scheme = head.tiger("jobs", url=f"127.0.0.1:{deaf.getsockname()[1]}")
+        hangs = head.tiger("jobs", url=f"http://127.0.0.1:{deaf.getsockname()[1]}", first=IMPATIENT)
     lost = head.tiger("submit", "relative.yaml")
     strange = head.tiger("submit", str(outside))
     unknown = head.tiger("stop", "nothing")
@@ -184,6 +271,7 @@ def test_strangers_and_mistakes_are_one_line(head: Head, tmp_path: Path) -> None
             (wrong_token, "refuses the token in RAY_AUTH_TOKEN; set RAY_AUTH_TOKEN"),
             (no_token, "wants a token; set RAY_AUTH_TOKEN"),
             (nobody, "nothing answers here; check the address"),
+            (hangs, "does not answer in time"),
         ],
         2: [
             (no_scheme, "wants the dashboard's address; e.g. http://127.0.0.1:8265"),

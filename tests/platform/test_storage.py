@@ -313,6 +313,44 @@ def test_a_download_that_is_hurt_arrives_whole(
     assert sha256_file(tmp_path / "b") == sha256_file(tmp_path / "a")
 
 
+def test_an_upload_whose_last_answer_was_lost_is_known_to_stand(
+    bucket: ObjectStore, wire: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(random.Random(1).randbytes(11 * MB))
+    wire.hurt(Fault("delay", "POST", seconds=0))  # the beginning of the upload passes, its completion's answer is cut
+    wire.hurt(Fault("kill_answer", "POST", after_bytes=0))
+
+    bucket.put_file(tmp_path / "a", "a")
+
+    assert len([path for method, path in wire.requests if method == "PUT"]) == 3
+    bucket.get_file("a", tmp_path / "b")
+    assert sha256_file(tmp_path / "b") == sha256_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("after_bytes", [0, 30, 200])
+def test_a_listing_that_is_cut_is_asked_for_again(bucket: ObjectStore, wire: FaultProxy, after_bytes: int) -> None:
+    bucket.put_bytes("a", b"1")
+    wire.hurt(Fault("kill_answer", "GET", after_bytes=after_bytes))
+
+    assert bucket.list() == [Entry("a", 1)]
+
+
+def test_an_answer_that_is_cut_is_not_taken_for_an_empty_one(
+    bucket: ObjectStore, wire: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(random.Random(1).randbytes(6 * MB))
+    for method in ("GET", "POST", "HEAD"):
+        wire.hurt(Fault("kill_answer", method))
+    bucket.put_file(tmp_path / "a", "a")
+    wire.hurt(Fault("kill_answer", "GET"))
+    assert bucket.get_bytes("a") == (tmp_path / "a").read_bytes()
+
+    wire.hurt(Fault("kill_answer", "POST"))
+    bucket.delete("a")
+
+    assert bucket.list() == [] and bucket._uploads("") == []
+
+
 def test_a_service_that_stays_broken_is_one_clear_line_after_bounded_attempts(wire: FaultProxy) -> None:
     waits: list[float] = []
     store = ObjectStore("s3://bucket/a", ObjectOptions(sleep=waits.append))
