@@ -18,6 +18,7 @@ from tigerbot.errors import ClusterError, InputError, TigerError
 from tigerbot.ray_auth import find_token
 
 REQUEST_TIMEOUT_S = 60.0
+FRUITLESS_TAILS = 10
 _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -57,7 +58,7 @@ def cluster_errors(cluster: str) -> Iterator[None]:
     except (ConnectionError, requests.exceptions.ConnectionError, aiohttp.ClientConnectionError):
         fix = "check the address; `tiger doctor` on the head node shows whether Ray's dashboard is up"
         raise ClusterError("nothing answers here", where=cluster, fix=fix) from None
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.RequestException, aiohttp.ClientError) as error:
         raise ClusterError(_first_line(error), where=cluster, fix="give the dashboard's address") from None
     except ValueError as error:
         if "exceeds the maximum size" not in str(error):
@@ -69,32 +70,44 @@ def cluster_errors(cluster: str) -> Iterator[None]:
 
 
 def follow_log(client: Any, cluster: str, job_id: str) -> Iterator[str]:
-    """The log of a job from its beginning, as it is written, until the job ends."""
-    read = 0
+    """The log of a job from its beginning, as it is written, until the job ends.
+
+    Raises:
+        ClusterError: the cluster went away, or lets nobody read this log.
+    """
+    read, fruitless = 0, 0
     with asyncio.Runner() as runner:
         while True:
-            position = 0
-            pieces = client.tail_job_logs(job_id)
-            cut = False
-            while True:
-                try:
-                    with cluster_errors(cluster):
-                        piece = runner.run(_next(pieces))
-                except ClusterError:
-                    cut = True
-                    break
-                if piece is None:
-                    break
-                new = piece[max(0, read - position) :]
-                position += len(piece)
-                read = max(read, position)
-                if new:
-                    yield new
+            position, cut = 0, None
+            try:
+                for piece in _tail(client, cluster, job_id, runner):
+                    new = piece[max(0, read - position) :]
+                    position += len(piece)
+                    read = max(read, position)
+                    fruitless = 0
+                    if new:
+                        yield new
+            except ClusterError as error:
+                cut = error
+                fruitless += 1
             with cluster_errors(cluster):
-                status = client.get_job_status(job_id)
-            if status.is_terminal() and not cut:
+                ended = client.get_job_status(job_id).is_terminal()
+            if cut and fruitless >= FRUITLESS_TAILS:
+                raise cut
+            if ended and not cut:
                 return
             runner.run(asyncio.sleep(1.0))
+
+
+def _tail(client: Any, cluster: str, job_id: str, runner: asyncio.Runner) -> Iterator[str]:
+    """One websocket's worth of a log: each begins at the log's beginning."""
+    pieces = client.tail_job_logs(job_id)
+    while True:
+        with cluster_errors(cluster):
+            piece = runner.run(_next(pieces))
+        if piece is None:
+            return
+        yield piece
 
 
 async def _next(pieces: Any) -> str | None:

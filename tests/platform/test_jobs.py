@@ -115,88 +115,6 @@ def _end(started: subprocess.Popen) -> None:
             process.kill()
 
 
-def wait_for_end(head: Head, job: str) -> str:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        line = next(line for line in head.tiger("jobs").stdout.splitlines() if line.startswith(job))
-        if not {"PENDING", "RUNNING"} & set(line.split()):
-            return line
-        time.sleep(1)
-    raise AssertionError(f"{job} did not end: {line}")
-
-
-def test_a_job_runs_once_however_often_it_is_submitted(head: Head) -> None:
-    first = head.tiger("submit", "small.yaml")
-    followed = head.tiger("logs", "small", "-f")
-    again = head.tiger("submit", "small.yaml")
-    read = head.tiger("logs", "small")
-    listed = head.tiger("jobs").stdout.splitlines()
-
-    job = first.stdout.split()[0]
-    assert first.returncode == 0 and job.startswith("small-") and f"tiger logs {job} -f" in first.stdout, first.stderr
-    assert followed.returncode == 0 and f"{job}  SUCCEEDED" in followed.stdout, followed.stdout + followed.stderr
-    assert "> packing tokens" in followed.stdout and followed.stdout.count("> packing tokens") == 1
-    assert again.returncode == 0 and again.stdout.startswith(f"{job}  SUCCEEDED")
-    assert "(submitted before)" in again.stdout
-    assert "> packing tokens" in read.stdout and len([line for line in listed if line.startswith("small")]) == 1
-    assert (head.folder / "runs/small/tokens/rows/manifest.json").exists()
-    assert first.stderr == again.stderr == ""
-
-
-def test_another_spec_under_a_living_name_is_refused_and_replace_stops_the_old_one(head: Head) -> None:
-    first = head.tiger("submit", "long.yaml")
-    same = head.tiger("submit", "long.yaml")
-    other = head.tiger("submit", "long.yaml", "--set", "sequence_length=64")
-    replaced = head.tiger("submit", "long.yaml", "--set", "sequence_length=64", "--replace")
-    ended = wait_for_end(head, first.stdout.split()[0])
-    stopped = head.tiger("stop", "long")
-    resumed = head.tiger("submit", "long.yaml", "--set", "sequence_length=64")
-    head.tiger("stop", "long")
-
-    job, new = first.stdout.split()[0], replaced.stdout.split()[0]
-    assert same.stdout.split()[0] == job and "(submitted before)" in same.stdout
-    assert other.returncode == 2 and other.stdout == "" and len(other.stderr.splitlines()) == 1
-    assert "with another spec (sequence_length: 512 -> 64)" in other.stderr and "--replace" in other.stderr
-    assert replaced.returncode == 0 and new != job and "submitted before" not in replaced.stdout, replaced.stderr
-    assert "STOPPED" in ended and stopped.stdout.split()[:2] == [new, "STOPPED"]
-    assert resumed.stdout.split()[0] == f"{new}-2"
-
-
-def test_two_submitters_at_once_start_one_job(head: Head) -> None:
-    words = ("submit", "small.yaml", "--set", "name=both")
-    pipe = subprocess.PIPE
-    both = [
-        subprocess.Popen(head.command(*words), cwd=head.folder, env=head.env, stdout=pipe, stderr=pipe, text=True)
-        for _ in range(2)
-    ]
-    answers = [one.communicate(timeout=120) for one in both]
-    head.tiger("stop", "both")
-
-    assert [one.returncode for one in both] == [0, 0], answers
-    assert len({out.split()[0] for out, _ in answers}) == 1
-    assert sorted("(submitted before)" in out for out, _ in answers) == [False, True], answers
-
-
-def test_a_log_that_is_cut_is_followed_on_without_a_line_lost_or_doubled(head: Head) -> None:
-    relay = Relay(int(head.url.rpartition(":")[2]))
-    try:
-        submitted = head.tiger("submit", "small.yaml", "--set", "name=cut")
-        command = head.command("logs", "cut", "-f", url=f"http://127.0.0.1:{relay.port}")
-        following = subprocess.Popen(command, cwd=head.folder, env=head.env, stdout=subprocess.PIPE, text=True)
-        for _ in range(4):
-            time.sleep(1.5)
-            relay.cut()
-        followed, _ = following.communicate(timeout=120)
-    finally:
-        relay.close()
-
-    job = submitted.stdout.split()[0]
-    log = head.tiger("logs", job).stdout
-    assert following.returncode == 0 and relay.cuts >= 1
-    assert followed.removesuffix(followed.splitlines(keepends=True)[-1]) == log and "> packing tokens" in log
-    assert followed.splitlines()[-1].startswith(f"{job}  SUCCEEDED")
-
-
 class Relay:
     """A TCP relay whose connections can be cut; `cuts` counts those that were."""
 
@@ -240,6 +158,77 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
     except OSError:
         return  # cut
+
+
+def wait_for_end(head: Head, job: str) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        line = next(line for line in head.tiger("jobs").stdout.splitlines() if line.startswith(job))
+        if not {"PENDING", "RUNNING"} & set(line.split()):
+            return line
+        time.sleep(1)
+    raise AssertionError(f"{job} did not end: {line}")
+
+
+def test_a_job_runs_once_however_often_it_is_submitted_and_its_log_survives_cuts(head: Head) -> None:
+    relay = Relay(int(head.url.rpartition(":")[2]))
+    try:
+        first = head.tiger("submit", "small.yaml")
+        command = head.command("logs", "small", "-f", url=f"http://127.0.0.1:{relay.port}")
+        following = subprocess.Popen(command, cwd=head.folder, env=head.env, stdout=subprocess.PIPE, text=True)
+        for _ in range(4):
+            time.sleep(1.5)
+            relay.cut()
+        followed, _ = following.communicate(timeout=120)
+    finally:
+        relay.close()
+    again = head.tiger("submit", "small.yaml")
+    log = head.tiger("logs", "small").stdout
+    listed = head.tiger("jobs").stdout.splitlines()
+
+    job = first.stdout.split()[0]
+    assert first.returncode == 0 and job.startswith("small-") and f"tiger logs {job} -f" in first.stdout, first.stderr
+    *lines, last = followed.splitlines(keepends=True)
+    assert following.returncode == 0 and relay.cuts >= 1 and last.startswith(f"{job}  SUCCEEDED")
+    assert "".join(lines) == log and log.count("> packing tokens") == 1
+    assert again.returncode == 0 and again.stdout.startswith(f"{job}  SUCCEEDED")
+    assert "(submitted before)" in again.stdout and len([line for line in listed if line.startswith("small")]) == 1
+    assert (head.folder / "runs/small/tokens/rows/manifest.json").exists()
+    assert first.stderr == again.stderr == ""
+
+
+def test_another_spec_under_a_living_name_is_refused_and_replace_stops_the_old_one(head: Head) -> None:
+    first = head.tiger("submit", "long.yaml")
+    same = head.tiger("submit", "long.yaml")
+    other = head.tiger("submit", "long.yaml", "--set", "sequence_length=64")
+    replaced = head.tiger("submit", "long.yaml", "--set", "sequence_length=64", "--replace")
+    ended = wait_for_end(head, first.stdout.split()[0])
+    stopped = head.tiger("stop", "long")
+    resumed = head.tiger("submit", "long.yaml", "--set", "sequence_length=64")
+    head.tiger("stop", "long")
+
+    job, new = first.stdout.split()[0], replaced.stdout.split()[0]
+    assert same.stdout.split()[0] == job and "(submitted before)" in same.stdout
+    assert other.returncode == 2 and other.stdout == "" and len(other.stderr.splitlines()) == 1
+    assert "with another spec (sequence_length: 512 -> 64)" in other.stderr and "--replace" in other.stderr
+    assert replaced.returncode == 0 and new != job and "submitted before" not in replaced.stdout, replaced.stderr
+    assert "STOPPED" in ended and stopped.stdout.split()[:2] == [new, "STOPPED"]
+    assert resumed.stdout.split()[0] == f"{new}-2"
+
+
+def test_two_submitters_at_once_start_one_job(head: Head) -> None:
+    words = ("submit", "small.yaml", "--set", "name=both")
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(head.command(*words), cwd=head.folder, env=head.env, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(2)
+    ]
+    answers = [one.communicate(timeout=120) for one in both]
+    head.tiger("stop", "both")
+
+    assert [one.returncode for one in both] == [0, 0], answers
+    assert len({out.split()[0] for out, _ in answers}) == 1
+    assert sorted("(submitted before)" in out for out, _ in answers) == [False, True], answers
 
 
 def test_a_job_that_fails_says_why_and_ends_with_1(head: Head) -> None:
