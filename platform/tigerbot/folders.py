@@ -28,7 +28,7 @@ class FolderStore(Store):
 
     def get_file(self, key: str, local: str | Path) -> None:
         target = Path(local)
-        with disk_errors(self.at(key)), staged(target) as stage:
+        with disk_errors(target), staged(target) as stage:
             _copy(self.root / safe_key(key), stage)
             publish(stage, target)
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tigerbot.s3 import md5, pages, sent, sha256_base64
+from tigerbot.s3 import md5, pages, sent, sha256_base64, whole
 from tigerbot.staging import MissingError
 
 MOST_PARTS = 10_000
@@ -34,9 +34,10 @@ class Upload:
         """Begin an upload whose object will carry the file's SHA-256."""
 
         def create() -> dict[str, Any]:
-            return client.create_multipart_upload(
+            answer = client.create_multipart_upload(
                 Bucket=bucket, Key=name, Metadata={"sha256": sha256}, ChecksumAlgorithm="SHA256"
             )
+            return whole(answer, "UploadId")
 
         return cls(client, call, bucket, name, call(create)["UploadId"])
 

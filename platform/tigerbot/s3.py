@@ -15,11 +15,13 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from tigerbot.errors import CorruptError, StorageError
@@ -57,6 +59,16 @@ _REFUSALS = {
 
 class DiffersError(Exception):
     """What arrived is not what was sent: worth another attempt."""
+
+
+_CUT_SHORT = (
+    DiffersError,
+    EndpointConnectionError,
+    HTTPClientError,
+    HTTPError,
+    IncompleteReadError,
+    ResponseParserError,
+)
 
 
 def connect(connect_timeout_s: float, read_timeout_s: float, connections: int) -> Any:
@@ -108,11 +120,23 @@ def error_code(error: ClientError) -> str:
 def pages(call: Callable[[Callable[[], Any]], Any], listing: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
     """The pages of a listing, each asked for through `call`, which retries."""
     while True:
-        page = call(partial(listing, **arguments))
+        page = call(partial(_page, listing, **arguments))
         yield page
         if not page.get("IsTruncated"):
             return
         arguments |= {name.removeprefix("Next"): value for name, value in page.items() if name.startswith("Next")}
+
+
+def whole(answer: dict[str, Any], field: str) -> dict[str, Any]:
+    """The answer, if it has the field every such answer has: botocore reads one that was cut off as an empty one."""
+    if field not in answer:
+        raise DiffersError("the answer was cut off")
+    return answer
+
+
+def _page(listing: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    page = listing(**arguments)
+    return whole(page, "Name" if "Name" in page else "Bucket")
 
 
 def sent(put: Callable[..., Any], data: bytes, **named: Any) -> dict[str, Any]:
@@ -132,9 +156,11 @@ def sent(put: Callable[..., Any], data: bytes, **named: Any) -> dict[str, Any]:
 
 def deleted(client: Any, bucket: str, named: list[dict[str, str]]) -> None:
     """Delete objects, or say which one could not be."""
-    answer = client.delete_objects(Bucket=bucket, Delete={"Objects": named, "Quiet": True})
+    answer = client.delete_objects(Bucket=bucket, Delete={"Objects": named})
     for error in answer.get("Errors", []):
         raise StorageError(f"cannot be deleted: {error.get('Message')}", where=error.get("Key", ""), fix="try again")
+    if len(answer.get("Deleted", [])) != len(named):
+        raise DiffersError("the answer was cut off")
 
 
 def sha256_base64(data: bytes) -> str:
@@ -149,7 +175,7 @@ def _may_help(error: Exception) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or status in (408, 429) or error_code(error) in _CODES_AGAIN
-    return isinstance(error, DiffersError | HTTPClientError | IncompleteReadError | HTTPError)
+    return isinstance(error, _CUT_SHORT)
 
 
 def _refused(error: Exception, where: str) -> StorageError:
@@ -166,5 +192,9 @@ def _refused(error: Exception, where: str) -> StorageError:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    if isinstance(error, ClientError):
+        error_said = error.response.get("Error", {}).get("Message", "")
+        text = f"{error.operation_name} answered {error_code(error)} {error_said}".strip()
+    else:
+        text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."

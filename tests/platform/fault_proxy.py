@@ -34,6 +34,7 @@ class FaultProxy:
         self.requests: list[tuple[str, str]] = []
         self.bytes_up = 0
         self._faults: list[Fault] = []
+        self._on_their_way = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -49,6 +50,10 @@ class FaultProxy:
             self._faults.append(fault)
 
     def heal(self) -> None:
+        """Forget faults and counts, once nothing is on its way any more: a late request would hurt the next test."""
+        deadline = time.monotonic() + 10
+        while self._on_their_way and time.monotonic() < deadline:
+            time.sleep(0.02)
         with self._lock:
             self._faults.clear()
             self.requests.clear()
@@ -77,17 +82,26 @@ class FaultProxy:
         return None
 
     def _serve(self, client: socket.socket) -> None:
-        with client:
-            client.settimeout(30)
-            try:
+        client.settimeout(30)
+        try:
+            with client:
                 self._relay(client)
-            except OSError:
-                return  # one of the two ends went away: the other's connection ends with it
+        except OSError:
+            return  # one of the two ends went away: the other's connection ends with it
 
     def _relay(self, client: socket.socket) -> None:
         head, body = _read_head(client)
         if not head:
             return
+        with self._lock:
+            self._on_their_way += 1
+        try:
+            self._request(client, head, body)
+        finally:
+            with self._lock:
+                self._on_their_way -= 1
+
+    def _request(self, client: socket.socket, head: bytes, body: bytes) -> None:
         lines = head.decode("latin-1").split("\r\n")
         method, path, _ = lines[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}

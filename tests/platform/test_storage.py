@@ -313,12 +313,53 @@ def test_a_download_that_is_hurt_arrives_whole(
     assert sha256_file(tmp_path / "b") == sha256_file(tmp_path / "a")
 
 
+def test_an_upload_whose_last_answer_was_lost_is_known_to_stand(
+    bucket: ObjectStore, wire: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(random.Random(1).randbytes(11 * MB))
+    wire.hurt(Fault("delay", "POST", seconds=0))  # the beginning of the upload passes, its completion's answer is cut
+    wire.hurt(Fault("kill_answer", "POST", after_bytes=0))
+
+    bucket.put_file(tmp_path / "a", "a")
+
+    assert len([path for method, path in wire.requests if method == "PUT"]) == 3
+    bucket.get_file("a", tmp_path / "b")
+    assert sha256_file(tmp_path / "b") == sha256_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("after_bytes", [0, 30, 200])
+def test_a_listing_that_is_cut_is_asked_for_again(bucket: ObjectStore, wire: FaultProxy, after_bytes: int) -> None:
+    bucket.put_bytes("a", b"1")
+    wire.hurt(Fault("kill_answer", "GET", after_bytes=after_bytes))
+
+    assert bucket.list() == [Entry("a", 1)]
+
+
+def test_an_answer_that_is_cut_is_not_taken_for_an_empty_one(
+    bucket: ObjectStore, wire: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(random.Random(1).randbytes(6 * MB))
+    for method in ("GET", "POST", "HEAD"):
+        wire.hurt(Fault("kill_answer", method))
+    bucket.put_file(tmp_path / "a", "a")
+    wire.hurt(Fault("kill_answer", "GET"))
+    assert bucket.get_bytes("a") == (tmp_path / "a").read_bytes()
+
+    wire.hurt(Fault("kill_answer", "POST"))
+    bucket.delete("a")
+
+    assert bucket.list() == [] and bucket._uploads("") == []
+
+
 def test_a_service_that_stays_broken_is_one_clear_line_after_bounded_attempts(wire: FaultProxy) -> None:
     waits: list[float] = []
     store = ObjectStore("s3://bucket/a", ObjectOptions(sleep=waits.append))
     wire.hurt(Fault("status_500", times=100))
 
-    with pytest.raises(StorageError, match=r"s3://bucket/a/b: failed 6 times, last: .*500.*check AWS_ENDPOINT_URL"):
+    with pytest.raises(
+        StorageError,
+        match=r"s3://bucket/a/b: failed 6 times, last: PutObject answered InternalError.*check AWS_ENDPOINT_URL",
+    ):
         store.put_bytes("b", b"x")
 
     assert len(waits) == 5 and len(wire.requests) == 6 and all(0 <= wait <= 20 for wait in waits)
@@ -472,21 +513,30 @@ def test_a_killed_commit_is_never_seen_half(
     assert not list((tmp_path / "store").rglob(".staged-*"))
 
 
-def test_a_reader_beside_a_writer_sees_one_or_the_other_whole(store: Store, tmp_path: Path) -> None:
-    """A key that is committed again and again, with other bytes, while it is read."""
-    for seed in range(2):
-        checkpoint(tmp_path / f"source-{seed}", seed=seed)
-    program = (
-        "import sys\nfrom tigerbot.storage import open_store\nstore = open_store(sys.argv[1])\n"
-        "for turn in range(1000): store.commit_folder(f'{sys.argv[2]}/source-{turn % 2}', 'run/step-1')\n"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", program, store.uri, str(tmp_path)])
-    whole, deadline = 0, time.monotonic() + 30
+COMMIT_OVER = """
+import sys
+from pathlib import Path
+from tigerbot.storage import open_store
+store, source = open_store(sys.argv[1]), Path(sys.argv[2])
+source.mkdir()
+for turn in range(100_000):
+    for name in ("a", "b", "说明"):
+        (source / name).write_text(str(turn) * 5000)
+    store.commit_folder(source, "run/step-1")
+"""
+
+
+def test_a_reader_beside_a_writer_sees_one_commit_whole(store: Store, tmp_path: Path) -> None:
+    """A key that is committed over and over, with other bytes each time, while it is read."""
+    writer = subprocess.Popen([sys.executable, "-c", COMMIT_OVER, store.uri, str(tmp_path / "source")])
+    fetched: list[dict[str, bytes]] = []
+    deadline = time.monotonic() + 60
     try:
-        while whole < 10 and time.monotonic() < deadline:
+        while len(fetched) < 10 and time.monotonic() < deadline:
+            target = tmp_path / f"fetched-{len(fetched)}"
             try:
-                store.fetch_folder("run/step-1", tmp_path / f"fetched-{whole}")
-                whole += 1
+                store.fetch_folder("run/step-1", target)
+                fetched.append(contents(target))
             except StorageError as error:
                 # Between two commits nothing may be there; a damaged one may never be.
                 assert "nothing whole" in str(error) or "changes faster" in str(error), str(error)
@@ -494,8 +544,8 @@ def test_a_reader_beside_a_writer_sees_one_or_the_other_whole(store: Store, tmp_
         writer.kill()
         writer.wait(10)
 
-    sources = [contents(tmp_path / f"source-{seed}") for seed in range(2)]
-    assert whole == 10 and all(contents(tmp_path / f"fetched-{index}") in sources for index in range(whole))
+    assert len(fetched) == 10
+    assert all(len(files) == 3 and len(set(files.values())) == 1 for files in fetched)
 
 
 @pytest.fixture
