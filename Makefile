@@ -15,13 +15,13 @@ test: setup check
 
 check: setup
 	@echo "== ruff and pyright"
-	$(BIN)/ruff format --check platform jobs serve tests
-	$(BIN)/ruff check platform jobs serve tests
+	$(BIN)/ruff format --check platform jobs serve tests benchmarks
+	$(BIN)/ruff check platform jobs serve tests benchmarks
 	$(BIN)/pyright
 
 format: setup
-	$(BIN)/ruff format platform jobs serve tests
-	$(BIN)/ruff check --fix platform jobs serve tests
+	$(BIN)/ruff format platform jobs serve tests benchmarks
+	$(BIN)/ruff check --fix platform jobs serve tests benchmarks
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -67,7 +67,9 @@ def ratio(
     )
 
 
-def rate(measure: str, run: Callable[[], float], *, target: str, better: str, rounds: int = PAIRS, note: str = "") -> Row:
+def rate(
+    measure: str, run: Callable[[], float], *, target: str, better: str, rounds: int = PAIRS, note: str = ""
+) -> Row:
     """A number of our own over several rounds."""
     found = [run() for _ in range(rounds)]
     return Row(measure, statistics.median(found), min(found), max(found), better, target, rounds, note=note)
@@ -76,7 +78,11 @@ def rate(measure: str, run: Callable[[], float], *, target: str, better: str, ro
 def machine() -> str:
     """What the numbers were measured on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     memory = psutil.virtual_memory().total / 2**30
@@ -88,7 +94,17 @@ def table(rows: list[Row]) -> str:
     lines = ["| measure | value | spread | better | target | rounds | ours | stock | note |", "| " + "--- | " * 9]
     for row in rows:
         spread = f"{row.low:.3g} ... {row.high:.3g}"
-        cells = (row.measure, f"{row.value:.3g}", spread, row.better, row.target, row.rounds, row.ours, row.stock, row.note)
+        cells = (
+            row.measure,
+            f"{row.value:.3g}",
+            spread,
+            row.better,
+            row.target,
+            row.rounds,
+            row.ours,
+            row.stock,
+            row.note,
+        )
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -65,11 +65,12 @@ class _TrainTarget:
         held_out = [Path(source.path).absolute() for source in spec.data.validation]
         job = WorkerJob(spec, spec_hash(spec), str(folder / spec.name), train, held_out, self._threads)
         (folder / spec.name).mkdir()
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        # A trial's process runs many trials. DeepSpeed remembers the first process group it sees: that one stays.
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", init_method=f"file://{folder}.meeting", rank=0, world_size=1)
         try:
             train_rank(job, 0, 1, torch.device("cpu"), on_row=report, keep_model=False)
         finally:
-            dist.destroy_process_group()
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,0 +1,93 @@
+"""A run's identity: the same name and spec is the same run, another spec is refused, --replace keeps the old one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tigerbot.errors import IdentityError
+from tigerbot.runs import Run, is_held, open_run, read_json
+from tigerbot.spec import parse_spec
+
+
+def spec(storage: Path, **fields: Any) -> Any:
+    raw = {
+        "kind": "train",
+        "name": "x",
+        "model": {"preset": "tiny"},
+        "data": {"train": [{"path": "t"}]},
+        "train": {"tokens": 100},
+        "storage": {"uri": str(storage)},
+    }
+    return parse_spec(raw | fields)
+
+
+def ended(run: Run) -> None:
+    run.finish({"loss": 1.0})
+    run.close()
+
+
+def test_the_same_spec_again_is_the_same_run_and_shows_its_result(tmp_path: Path) -> None:
+    ended(open_run(spec(tmp_path)))
+
+    again = open_run(spec(tmp_path, scale={"workers": 4}))
+
+    assert again.done and again.state["result"] == {"loss": 1.0}
+    again.close()
+
+
+def test_another_spec_under_the_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    ended(open_run(spec(tmp_path)))
+
+    with pytest.raises(IdentityError, match=r"train.tokens: 100 -> 200.*--replace"):
+        open_run(spec(tmp_path, train={"tokens": 200}))
+
+    assert not is_held(tmp_path / "x")
+
+
+def test_replace_begins_anew_and_keeps_the_old_one(tmp_path: Path) -> None:
+    ended(open_run(spec(tmp_path)))
+
+    fresh = open_run(spec(tmp_path, train={"tokens": 200}), replace=True)
+
+    assert fresh.state["status"] == "running"
+    kept = next(tmp_path.glob("x.replaced-*"))
+    assert read_json(kept / "state.json", {})["result"] == {"loss": 1.0}
+    fresh.close()
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
+    mine = open_run(spec(tmp_path))
+    story = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_runs, pathlib\n"
+        "from tigerbot.errors import IdentityError\n"
+        "try:\n    test_runs.open_run(test_runs.spec(pathlib.Path(sys.argv[2])))\n"
+        "except IdentityError as error:\n    print(error)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", story, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ),
+    )
+
+    assert "another process is working on this run" in done.stdout
+    mine.close()
+
+
+def test_a_state_that_was_cut_off_is_a_new_run(tmp_path: Path) -> None:
+    run = open_run(spec(tmp_path))
+    run.close()
+    (tmp_path / "x/state.json").write_text('{"status": "do')
+
+    again = open_run(spec(tmp_path))
+
+    assert again.state["status"] == "running"
+    again.close()
