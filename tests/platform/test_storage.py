@@ -452,6 +452,23 @@ def test_an_unfinished_upload_of_other_bytes_does_not_leak_into_the_object(
     assert bucket._uploads("a") == []
 
 
+def test_retention_sweeps_what_dead_writers_staged_and_nothing_in_use(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    for step in (2, 3):
+        store.commit_folder(checkpoint(tmp_path / f"source-{step}"), f"run/step-{step}")
+    host, dead = socket.gethostname(), 2**22 + 1  # beyond the largest pid there can be
+    swept = (f".staged-step-1@{host}@{dead}@a", ".staged-step-1@other@1@b")
+    kept = (f".staged-step-1@{host}@{os.getpid()}@c", f".staged-step-4@{host}@{dead}@d", ".staged-notes@other@1@e")
+    for name in (*swept, *kept):
+        folder = tmp_path / "store/run" / name
+        folder.touch() if "notes" in name else folder.mkdir()
+
+    removed = store.retain("run", keep=2)
+
+    assert removed == ["run/step-1"] and store.committed() == ["run/step-2", "run/step-3"]
+    assert sorted(path.name for path in (tmp_path / "store/run").glob(".staged-*")) == sorted(kept)
+
+
 def test_retention_ends_uploads_that_older_commits_left(bucket: ObjectStore, wire: FaultProxy, tmp_path: Path) -> None:
     checkpoint(tmp_path / "big", sizes=(11 * MB,))
     wire.hurt(Fault("kill_upload", "PUT", times=100, after_bytes=1000))
