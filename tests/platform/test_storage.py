@@ -223,6 +223,36 @@ def test_a_key_is_committed_over_an_incomplete_or_an_earlier_one(store: Store, t
     assert len(store.list("run/step-1")) == len(contents(second)) + 1
 
 
+@pytest.mark.parametrize("rubbish", [b"", b"{", b'{"format_version": "x"}'])
+def test_a_key_with_a_damaged_manifest_is_not_whole_and_can_be_committed_again(
+    store: Store, tmp_path: Path, rubbish: bytes
+) -> None:
+    source = checkpoint(tmp_path / "source")
+    store.commit_folder(source, "run/step-1")
+    store.put_bytes(f"run/step-1/{MANIFEST}", rubbish)
+
+    with pytest.raises(CorruptError, match=r"run/step-1: MANIFEST.json is not a manifest"):
+        store.fetch_folder("run/step-1", tmp_path / "x")
+    assert store.committed() == []
+
+    store.commit_folder(source, "run/step-1")
+    assert store.committed() == ["run/step-1"]
+
+
+def test_a_stored_object_that_differs_from_its_checksum_is_not_whole_and_can_be_committed_again(
+    bucket: ObjectStore, wire: FaultProxy, tmp_path: Path
+) -> None:
+    source = checkpoint(tmp_path / "source")
+    bucket.commit_folder(source, "run/step-1")
+    key = f"{wire.url}/bucket/team/a/run/step-1/{MANIFEST}"
+    httpx.put(key, content=b"half", headers={"x-amz-meta-sha256": "0" * 64})
+
+    assert bucket.committed() == []
+    bucket.commit_folder(source, "run/step-1")
+
+    assert bucket.committed() == ["run/step-1"]
+
+
 def test_retention_keeps_the_last_and_removes_what_older_commits_left(store: Store, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source")
     for step in (1, 3, 4, 5):
