@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from tigerbot.staging import STAGED, disk_errors, fsync, fsync_folder, publish, remove, staged
+from tigerbot.staging import STAGED, disk_errors, fsync, fsync_folder, publish, remove, staged, writer_of
 from tigerbot.storage import MANIFEST, Entry, Manifest, ManifestFile, Store, files_below, safe_key
 
 _COPY_BYTES = 4 * 1024 * 1024
@@ -85,7 +85,9 @@ class FolderStore(Store):
         swept = []
         for left in folder.glob(f"{STAGED}*"):
             key = (Path(prefix) / left.name.removeprefix(STAGED).rsplit("@", 3)[0]).as_posix()
-            if key <= newest:
+            writer = writer_of(left)
+            # A folder staged on another machine is an older checkpoint's; a file may be anything, and in use.
+            if key <= newest and (writer == "died" or (writer == "elsewhere" and left.is_dir())):
                 remove(left)
                 swept.append(key)
         return [key for key in swept if not (self.root / key).exists()]

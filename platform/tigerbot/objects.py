@@ -110,7 +110,7 @@ class ObjectStore(Store):
             manifest = Manifest(files=files)
             held = {entry.key for entry in self.list(safe_key(key))}
             if f"{key}/{MANIFEST}" in held:
-                if self.get_bytes(f"{key}/{MANIFEST}") == manifest.to_bytes() and key in self.committed(key):
+                if key in self.committed(key) and self.manifest(key) == manifest:
                     return manifest
                 self._delete([f"{key}/{MANIFEST}"])
             self._delete(sorted(held - {f"{key}/{name}" for name in [*names, MANIFEST]}))

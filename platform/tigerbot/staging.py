@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from tigerbot.errors import StorageError
 
@@ -32,7 +33,7 @@ def staged(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{STAGED}{_globbed(target.name)}@*"):
-        if not _writer_lives(left):
+        if writer_of(left) == "died":
             remove(left)
     path = target.with_name(f"{STAGED}{target.name}@{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex[:8]}")
     try:
@@ -93,9 +94,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _writer_lives(left: Path) -> bool:
+def writer_of(left: Path) -> Literal["lives", "died", "elsewhere"]:
+    """What is known of the process that was building at a staged path."""
     _, host, pid, _ = left.name.rsplit("@", 3)
-    return host != socket.gethostname() or Path(f"/proc/{pid}").exists()
+    if host != socket.gethostname():
+        return "elsewhere"
+    return "lives" if Path(f"/proc/{pid}").exists() else "died"
 
 
 def _globbed(name: str) -> str:

@@ -223,6 +223,37 @@ def test_a_key_is_committed_over_an_incomplete_or_an_earlier_one(store: Store, t
     assert len(store.list("run/step-1")) == len(contents(second)) + 1
 
 
+@pytest.mark.parametrize("rubbish", [b"", b"{", b'{"format_version": "x"}'])
+def test_a_key_with_a_damaged_manifest_is_not_whole_and_can_be_committed_again(
+    store: Store, tmp_path: Path, rubbish: bytes
+) -> None:
+    source = checkpoint(tmp_path / "source")
+    store.commit_folder(source, "run/step-1")
+    store.put_bytes(f"run/step-1/{MANIFEST}", rubbish)
+
+    with pytest.raises(CorruptError, match=r"run/step-1: MANIFEST.json is not a manifest"):
+        store.fetch_folder("run/step-1", tmp_path / "x")
+    assert store.committed() == []
+
+    store.commit_folder(source, "run/step-1")
+    assert store.committed() == ["run/step-1"]
+
+
+def test_a_stored_object_that_differs_from_its_checksum_is_not_whole_and_can_be_committed_again(
+    bucket: ObjectStore, tmp_path: Path
+) -> None:
+    source = checkpoint(tmp_path / "source")
+    bucket.commit_folder(source, "run/step-1")
+    bucket._client.put_object(
+        Bucket="bucket", Key=f"team/a/run/step-1/{MANIFEST}", Body=b"half", Metadata={"sha256": "0" * 64}
+    )
+
+    assert bucket.committed() == []
+    bucket.commit_folder(source, "run/step-1")
+
+    assert bucket.committed() == ["run/step-1"]
+
+
 def test_retention_keeps_the_last_and_removes_what_older_commits_left(store: Store, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source")
     for step in (1, 3, 4, 5):
@@ -450,6 +481,23 @@ def test_an_unfinished_upload_of_other_bytes_does_not_leak_into_the_object(
     bucket.get_file("a", tmp_path / "b")
     assert sha256_file(tmp_path / "b") == sha256_file(tmp_path / "a")
     assert bucket._uploads("a") == []
+
+
+def test_retention_sweeps_what_dead_writers_staged_and_nothing_in_use(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    for step in (2, 3):
+        store.commit_folder(checkpoint(tmp_path / f"source-{step}"), f"run/step-{step}")
+    host, dead = socket.gethostname(), 2**22 + 1  # beyond the largest pid there can be
+    swept = (f".staged-step-1@{host}@{dead}@a", ".staged-step-1@other@1@b")
+    kept = (f".staged-step-1@{host}@{os.getpid()}@c", f".staged-step-4@{host}@{dead}@d", ".staged-notes@other@1@e")
+    for name in (*swept, *kept):
+        folder = tmp_path / "store/run" / name
+        folder.touch() if "notes" in name else folder.mkdir()
+
+    removed = store.retain("run", keep=2)
+
+    assert removed == ["run/step-1"] and store.committed() == ["run/step-2", "run/step-3"]
+    assert sorted(path.name for path in (tmp_path / "store/run").glob(".staged-*")) == sorted(kept)
 
 
 def test_retention_ends_uploads_that_older_commits_left(bucket: ObjectStore, wire: FaultProxy, tmp_path: Path) -> None:
