@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from tigerbot.errors import ClusterError
@@ -27,7 +28,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     """Connect to Ray, once per process.
 
     Args:
-        address: `ray://...` or `host:port`; a local cluster is started when absent.
+        address: `ray://...` or `host:port`. When absent: the cluster this process runs on (a submitted job finds it in
+            `RAY_ADDRESS`), else one of this machine's own.
         num_cpus: logical CPUs of a local cluster.
         dashboard: start its dashboard, on loopback.
 
@@ -36,6 +38,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     """
     import ray
 
+    address = address or os.environ.get("RAY_ADDRESS")
     fresh = not ray.is_initialized()
     if fresh:
         try:

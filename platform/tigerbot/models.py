@@ -36,7 +36,7 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset(256, 4, 4, 4, 688, 1024, tied=True),
+    "tiny": Preset(256, 2, 4, 4, 688, 1024, tied=True),
     "60m": Preset(512, 12, 8, 8, 1376, 2048, tied=True),
     "1b": Preset(2048, 16, 32, 8, 8192, 8192),
     "7b": Preset(4096, 32, 32, 32, 11008, 4096),
