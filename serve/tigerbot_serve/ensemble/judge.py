@@ -9,7 +9,6 @@ Legend: T tokens fed, d hidden width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,9 +21,19 @@ from tigerbot_serve.ensemble.members import FACTUAL, Members
 
 
 def score(p_devs: Sequence[float]) -> float:
-    """Mean of the highest third (at least one), 0 for none. Repeating an answer does not change it."""
-    top = sorted(p_devs, reverse=True)[: math.ceil(len(p_devs) / 3)]
-    return sum(top) / len(top) if top else 0.0
+    """Mean of the highest third (at least one token), 0 for none.
+
+    A third of a token count that three does not divide takes part of a token, so that saying the same thing again
+    changes nothing.
+    """
+    left = share = max(1.0, len(p_devs) / 3)
+    total = 0.0
+    for p_dev in sorted(p_devs, reverse=True):
+        part = min(1.0, left)
+        total, left = total + part * p_dev, left - part
+        if left <= 0:
+            break
+    return total / share
 
 
 @dataclass(frozen=True)
