@@ -72,7 +72,7 @@ def _expert(root: Path, name: str, seed: int, alpha: float, tokenizer: Any) -> N
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "lora_B" in key:
-                weight.normal_(std=0.03)
+                weight.normal_(std=0.1)
     save_model(model, tokenizer, root / name, base=root / "base")
     save_model(model.merge_and_unload(), tokenizer, root / f"{name}_full")
 

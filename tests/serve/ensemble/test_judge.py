@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -41,16 +42,15 @@ def test_a_good_answer_is_ok_and_given_after_it_was_judged(engine_of, heads, ask
 def test_a_rewrite_that_is_better_is_kept_and_its_draft_shown(engine_of, heads, ask, tokenizer) -> None:
     plain = engine_of("lora")
     texts = ("The fox 狐狸", "Rain falls on", "细雨落下，月亮", "old town night", "in the river", "sings", "等待")
-    for text in texts:
+    # A head that prefers the rewrite is hard to make by hand: of a few random ones, one happens to.
+    for text, seed in itertools.product(texts, range(10)):
         request = asked(tokenizer, 0.69, prompt_ids=tuple(tokenizer.encode(text)))
         draft, factual = ask(plain, replace(request, verify=False), replace(request, verify=False, dial=0.0))
-        if draft.ids != factual.ids:
-            break
-    # A head that prefers the rewrite is hard to make by hand: of a few random ones, one happens to.
-    for seed in range(40):
+        if draft.ids == factual.ids:
+            continue
         w_dev = torch.randn(256, generator=torch.Generator().manual_seed(seed)) * 0.3
         folder = str(heads(w_dev=w_dev))
-        engine = engine_of("lora", heads=folder, judge={"threshold": 0.05, "margin": 0.01}, dial={"b": 0.0, "a": 0.0})
+        engine = engine_of("lora", heads=folder, judge={"threshold": 0.01, "margin": 0.01}, dial={"b": 0.0, "a": 0.0})
         answer = ask(engine, request)[0]
         engine.stop()
         if answer.end.summary.draft is not None:
