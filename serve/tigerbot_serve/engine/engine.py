@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import threading
 from typing import Any
@@ -21,9 +20,9 @@ from torch import Tensor
 from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
+from tigerbot_serve.engine.choose import choose
 from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
 from tigerbot_serve.engine.rows import Rows, plan_of
-from tigerbot_serve.engine.sampler import sample
 from tigerbot_serve.engine.scheduler import Prefill, Scheduler
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.engine.ticket import Handle, Ticket
@@ -153,12 +152,10 @@ class Engine:
         if not self._rows.sequences:
             return
         creative, factual = self.members.forward(self._rows.caches, self._rows.feeds())
-        sequences = list(self._rows.sequences)
-        self._choose(sequences, self._rows.plan(), _last(creative), _last(factual))
-        for sequence in sequences:
-            if sequence.finish_reason is not None:
-                self._rows.remove(sequence)
-                self._attempt_ended(self._ticket_of(sequence))
+        self._advance(self._rows.sequences, self._rows.plan(), _last(creative), _last(factual))
+        for ticket in list(self._scheduler.running):
+            if ticket.current.finish_reason is not None and self._rows.remove(ticket.current):
+                self._attempt_ended(ticket)
 
     def _prefill(self) -> None:
         """Read on in the prompts, `prefill_chunk` tokens a step, so that a long one does not freeze the others."""
@@ -195,32 +192,21 @@ class Engine:
     def _first_token(self, ticket: Ticket, creative_1d: Tensor | None, factual_1d: Tensor | None) -> None:
         sequence = ticket.current
         rows = ([None if creative_1d is None else 0], [None if factual_1d is None else 0])
-        self._choose([sequence], plan_of([sequence], rows, self.members.device), creative_1d, factual_1d)
+        self._advance([sequence], plan_of([sequence], rows, self.members.device), creative_1d, factual_1d)
         if sequence.finish_reason is None:
             self._rows.add(sequence, self._scratch)
         else:
             self._attempt_ended(ticket)
 
-    def _choose(self, sequences: list[Sequence], plan: Plan, creative: Tensor | None, factual: Tensor | None) -> None:
-        """Draw every sequence's next token and emit it."""
-        mixed = self.mixture.next(creative, factual, plan)
-        # One draw a token, greedy or not, so that a seed means the same text in every mode.
-        draws = [sequence.rng.random() for sequence in sequences]
-        uniform_R = torch.tensor(draws, dtype=torch.float64, device=mixed.w_R.device)
-        ids_R = sample(
-            mixed.logprobs_RV, mixed.temperature_R, plan.top_p, uniform_R, floor=self.mixture.spec.plausibility
-        )
-        chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
-        tops = _tops(mixed.logprobs_RV, sequences)
-        ids = ids_R.tolist()
-        numbers = torch.stack([chosen_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R]).tolist()
-        for row, sequence in enumerate(sequences):
-            logprob, p_div, p_dev, w = (column[row] for column in numbers)
-            p_dev = None if math.isnan(p_dev) else p_dev
-            sequence.read_p_dev(p_dev)
-            event = sequence.append(ids[row], logprob, tops[row], None if math.isnan(p_div) else p_div, p_dev, w)
-            self._ticket_of(sequence).token(event)
-        self._decoded += len(sequences)
+    def _advance(
+        self, sequences: list[Sequence], plan: Plan, creative_Cd: Tensor | None, factual_Fd: Tensor | None
+    ) -> None:
+        """Every sequence takes its next token; requests that are not held give it out."""
+        events = choose(self.mixture, sequences, plan, creative_Cd, factual_Fd)
+        tickets = {id(ticket.current): ticket for ticket in self._scheduler.running}
+        for sequence, event in zip(sequences, events, strict=True):
+            tickets[id(sequence)].token(event)
+        self._decoded += len(events)
 
     def _attempt_ended(self, ticket: Ticket) -> None:
         """A text is whole: give it, or have it judged."""
@@ -265,9 +251,6 @@ class Engine:
             temperature=cool if given is None else min(cool, given),
             rng=draft.rng,
         )
-
-    def _ticket_of(self, sequence: Sequence) -> Ticket:
-        return next(ticket for ticket in self._scheduler.running if ticket.current is sequence)
 
     def _finish(self, ticket: Ticket, reason: FinishReason, error: str = "") -> None:
         self._rows.remove(ticket.current)
@@ -316,16 +299,6 @@ class Engine:
 
 def _last(hidden_RTd: Tensor | None) -> Tensor | None:
     return None if hidden_RTd is None else hidden_RTd[:, -1]
-
-
-def _tops(logprobs_RV: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
-    """The most likely alternatives of those who asked."""
-    wanted = [sequence.request.logprobs or 0 for sequence in sequences]
-    if not any(wanted):
-        return [()] * len(sequences)
-    values_RK, ids_RK = logprobs_RV.topk(min(max(wanted), logprobs_RV.shape[-1]), dim=-1)
-    pairs = zip(ids_RK.tolist(), values_RK.tolist(), wanted, strict=True)
-    return [tuple(zip(ids[:count], values[:count], strict=True)) for ids, values, count in pairs]
 
 
 def _line(error: Exception) -> str:

@@ -33,10 +33,10 @@ class Rows:
         self.sequences.append(sequence)
         self._plan = None
 
-    def remove(self, sequence: Sequence) -> None:
-        """Free the sequence's rows; nothing happens when it has none."""
+    def remove(self, sequence: Sequence) -> bool:
+        """Free the sequence's rows; false when it has none."""
         if sequence not in self.sequences:
-            return
+            return False
         self.sequences.remove(sequence)
         for side, members in enumerate(self._sides):
             if sequence not in members:
@@ -46,6 +46,7 @@ class Rows:
                 self._caches.copy(self._caches, side, len(members), hole, last.fed)
                 members[hole] = last
         self._plan = None
+        return True
 
     def clear(self) -> None:
         for members in (*self._sides, self.sequences):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tigerbot.spec import JudgeSpec
@@ -64,7 +65,8 @@ class Reading:
         if following:
             before_Td = hidden_Td[first - start :][: len(following)]
             logprobs_TV = self._members.log_probabilities(FACTUAL, before_Td)
-            self._logprobs += [float(row[token]) for row, token in zip(logprobs_TV, following, strict=True)]
+            chosen_T1 = logprobs_TV.gather(1, torch.tensor(following, device=logprobs_TV.device)[:, None])
+            self._logprobs += chosen_T1[:, 0].tolist()
 
     def opinion(self) -> Opinion:
         mean = sum(self._logprobs) / max(1, len(self._logprobs))
