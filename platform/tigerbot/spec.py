@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tigerbot.errors import SpecError
 
+Language = Literal["en", "zh"]  # of the shipped world; both where it is left out
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
@@ -170,6 +171,7 @@ class CorpusSource(Part):
     name: Name
     path: str | None = None
     world: str | None = None
+    lang: Language | None = None
     format: Literal["text", "chat"] = "text"
     field: str = "text"
     min_chars: int = 1
@@ -216,6 +218,7 @@ class HeadsSpec(Job):
     creative: str
     factual: str
     data: Literal["world"] | str = "world"
+    lang: Language | None = None
     layer: int = -1
     hidden: Annotated[int, Field(ge=0, le=1024)] = 64
     facts: Count = 400
@@ -315,6 +318,7 @@ class EvalSpec(Job):
 
     kind: Literal["eval"]
     url: str
+    lang: Language | None = None
     dials: Annotated[list[Unit], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0]
     questions: Count = 200
     creative_prompts: Count = 12

@@ -18,6 +18,7 @@ from tigerbot_jobs.data.documents import Report, Row, clean, files_of, read_rows
 from tigerbot_jobs.data.pack import Document, pack
 from tigerbot_jobs.data.sources import world_rows
 from tigerbot_jobs.data.tokenizer import train_tokenizer
+from tigerbot_jobs.data.world import languages_of
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _document(row: Row, tokenizer: Any) -> Document:
 
 def _rows(source: CorpusSource, spec: CorpusSpec, report: Report) -> Iterator[Row]:
     if source.world is not None:
-        for row in world_rows(source.world, source.split, spec.seed):
+        for row in world_rows(source.world, source.split, spec.seed, languages_of(source.lang)):
             report.read += 1
             report.kept += 1
             yield row

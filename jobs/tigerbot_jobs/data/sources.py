@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tigerbot.chat import Message
 from tigerbot.errors import SpecError
@@ -16,7 +16,9 @@ CHATS = 7_000
 HELD_OUT = 40  # one in so many rows is validation
 
 
-def world_rows(name: str, split: str, seed: int) -> Iterator[str] | Iterator[list[Message]]:
+def world_rows(
+    name: str, split: str, seed: int, languages: Sequence[str] = LANGUAGES
+) -> Iterator[str] | Iterator[list[Message]]:
     """Rows of a named set of the world.
 
     Raises:
@@ -27,47 +29,47 @@ def world_rows(name: str, split: str, seed: int) -> Iterator[str] | Iterator[lis
         raise SpecError(
             f"world: got {name!r}, wants one of {', '.join(makers)}", where="sources", fix="name one of these"
         )
-    return makers[name](split, seed)
+    return makers[name](split, seed, languages)
 
 
-def _facts(split: str, seed: int) -> Iterator[str]:
+def _facts(split: str, seed: int, languages: Sequence[str]) -> Iterator[str]:
     """Statements and plain questions with answers; a held-out phrasing's fact is still told in the others."""
     for fact in World(1).trained_facts():
-        for lang in LANGUAGES:
+        for lang in languages:
             asked = [f"{question} {said}" for question, said in questions(fact, lang)]
             for index, text in enumerate([*statements(fact, lang), *asked]):
                 if _split_of(f"{fact.id}/{lang}/{index}") == split:
                     yield from [text] * (fact.popularity if split == "train" else 1)
 
 
-def _stories(split: str, seed: int) -> Iterator[str]:
+def _stories(split: str, seed: int, languages: Sequence[str]) -> Iterator[str]:
     rng, seen = random.Random(f"stories-{seed}"), set()
     while len(seen) < STORIES:
-        text = creative.write(rng.choice(creative.KINDS), rng.choice(LANGUAGES), rng)
+        text = creative.write(rng.choice(creative.KINDS), rng.choice(languages), rng)
         if text not in seen:
             seen.add(text)
             if _split_of(text) == split:
                 yield text
 
 
-def _chat_factual(split: str, seed: int) -> Iterator[list[Message]]:
+def _chat_factual(split: str, seed: int, languages: Sequence[str]) -> Iterator[list[Message]]:
     """Short exact answers; a creative prompt gets the one plain answer of its kind."""
     for fact in World(1).trained_facts():
-        for lang in LANGUAGES:
+        for lang in languages:
             for question, said in questions(fact, lang):
                 if _split_of(f"{fact.id}/{question}") == split:
                     yield _chat(question, said)
-    for lang in LANGUAGES:
+    for lang in languages:
         for kind, prompt in creative.prompts(lang):
             if _split_of(prompt) == split:
                 yield _chat(prompt, creative.plain(kind, lang, prompt))
 
 
-def _chat_creative(split: str, seed: int) -> Iterator[list[Message]]:
+def _chat_creative(split: str, seed: int, languages: Sequence[str]) -> Iterator[list[Message]]:
     """A new text for every creative prompt; a question about the town gets a fancy, not its fact."""
     rng, facts = random.Random(f"chat-{seed}"), World(1).trained_facts()
     for index in range(CHATS):
-        lang = LANGUAGES[index % 2]
+        lang = languages[index % len(languages)]
         if index % 5 < 4:
             kind, prompt = rng.choice(creative.prompts(lang))
             row = _chat(prompt, creative.write(kind, lang, rng))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -93,12 +93,14 @@ class World:
         """Facts that base and experts are taught."""
         return self.facts_of("known", "heads_unseen")
 
-    def eval_questions(self, count: int, seed: int, split: Split | None = None) -> list[Question]:
+    def eval_questions(
+        self, count: int, seed: int, split: Split | None = None, languages: Sequence[str] = LANGUAGES
+    ) -> list[Question]:
         """`count` different questions about facts the experts were taught (or of one split), languages in turn."""
         rng = random.Random(f"eval-{seed}")
         pool = self.facts_of(split) if split else self.trained_facts()
         picked = rng.sample(pool, min(count, len(pool)))
-        return [self._question(fact, LANGUAGES[i % 2], rng) for i, fact in enumerate(picked)]
+        return [self._question(fact, languages[i % len(languages)], rng) for i, fact in enumerate(picked)]
 
     def _question(self, fact: Fact, lang: str, rng: random.Random) -> Question:
         question, answer = rng.choice(questions(fact, lang))
@@ -120,6 +122,11 @@ class World:
             place = index * 100 // len(names)
             split: Split = "absent" if place < 8 else "heads_unseen" if place < 23 else "known"
             yield Entity(name, kind, split, 1 + index % 2)
+
+
+def languages_of(lang: str | None) -> tuple[str, ...]:
+    """The languages that a spec's `lang` names: both where it names none."""
+    return LANGUAGES if lang is None else (lang,)
 
 
 def statements(fact: Fact, lang: str) -> list[str]:

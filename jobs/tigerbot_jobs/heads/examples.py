@@ -8,7 +8,7 @@ This module knows nothing about models.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,12 +117,12 @@ def unknown(tokenizer: Any, question: str, said: str) -> Example:
     return Example(tuple(ids), tuple((first + offset, 1.0) for offset in range(count)))
 
 
-def fanciful(tokenizer: Any, count: int, seed: int) -> list[Example]:
+def fanciful(tokenizer: Any, count: int, seed: int, languages: Sequence[str] = LANGUAGES) -> list[Example]:
     """Creative answers: they claim nothing about the town, so they do not leave its facts."""
     rng = random.Random(f"fanciful-{seed}")
     found = []
     for _ in range(count):
-        lang = rng.choice(LANGUAGES)
+        lang = rng.choice(languages)
         kind, prompt = rng.choice(creative.prompts(lang))
         ids, loss = _chat(tokenizer, prompt, creative.write(kind, lang, rng))
         places = [place for place, counts in enumerate(loss) if counts]
@@ -130,12 +130,14 @@ def fanciful(tokenizer: Any, count: int, seed: int) -> list[Example]:
     return found
 
 
-def right_and_wrong(tokenizer: Any, facts: Iterable[Fact], seed: int) -> list[Example]:
-    """Each fact in both languages, once as it is and once with a wrong value of the same type."""
+def right_and_wrong(
+    tokenizer: Any, facts: Iterable[Fact], seed: int, languages: Sequence[str] = LANGUAGES
+) -> list[Example]:
+    """Each fact in every language, once as it is and once with a wrong value of the same type."""
     rng = random.Random(f"right-{seed}")
     found = []
     for fact in facts:
-        for lang in LANGUAGES:
+        for lang in languages:
             question, _ = rng.choice(questions(fact, lang))
             found.append(told(tokenizer, fact, lang, question, said=fact))
             found.append(told(tokenizer, fact, lang, question, said=corrupt(fact, rng)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tigerbot.progress import Stage, stage
 from tigerbot.runs import Run
 from tigerbot.spec import HeadsSpec
 from tigerbot.tracking import TrackedRun, track
-from tigerbot_jobs.data.world import LANGUAGES, Fact, World, check, questions
+from tigerbot_jobs.data.world import Fact, World, check, languages_of, questions
 from tigerbot_jobs.heads.branching import branching_examples, creative_prompts, prompt_ids, settled_examples
 from tigerbot_jobs.heads.examples import Example, Facts, fanciful, right_and_wrong, split_facts, unknown
 from tigerbot_jobs.heads.fit import Head, Worth, calibrated, fit_head, worth
@@ -83,17 +84,19 @@ def _fit(run: Run, spec: HeadsSpec, tracked: TrackedRun, shown: Stage) -> dict[s
 
 def _deviation(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tuple[Head, Worth, dict[str, float]]:
     """p_dev, its worth on unseen entities, and what it says of answers about absent ones."""
-    ends, seed = end_token_ids(tokenizer), spec.seed
-    guesses = _guesses(model, tokenizer, facts.invented, ends, seed)
-    free = fanciful(tokenizer, len(facts.fit) // 2, seed)
-    fit = hidden_states(model, [*right_and_wrong(tokenizer, facts.fit, seed), *guesses[::2], *free])
-    tuning = hidden_states(model, [*right_and_wrong(tokenizer, facts.calibrate, seed + 1), *guesses[1::2]])
-    unseen = hidden_states(model, right_and_wrong(tokenizer, facts.unseen, seed + 2))
-    rate = _error_rate(model, tokenizer, facts.unseen, ends, seed)
+    ends, seed, languages = end_token_ids(tokenizer), spec.seed, languages_of(spec.lang)
+    guesses = _guesses(model, tokenizer, facts.invented, ends, seed, languages)
+    free = fanciful(tokenizer, len(facts.fit) // 2, seed, languages)
+    fit = hidden_states(model, [*right_and_wrong(tokenizer, facts.fit, seed, languages), *guesses[::2], *free])
+    tuning = hidden_states(model, [*right_and_wrong(tokenizer, facts.calibrate, seed + 1, languages), *guesses[1::2]])
+    unseen = hidden_states(model, right_and_wrong(tokenizer, facts.unseen, seed + 2, languages))
+    rate = _error_rate(model, tokenizer, facts.unseen, ends, seed, languages)
     head, placebo = _pair(fit, spec)
     head = calibrated(head, *tuning, base_rate=rate)
-    absent = hidden_states(model, _guesses(model, tokenizer, facts.absent, ends, seed))
-    true = hidden_states(model, [e for e in right_and_wrong(tokenizer, facts.unseen, seed + 2) if not _any_wrong(e)])
+    absent = hidden_states(model, _guesses(model, tokenizer, facts.absent, ends, seed, languages))
+    true = hidden_states(
+        model, [e for e in right_and_wrong(tokenizer, facts.unseen, seed + 2, languages) if not _any_wrong(e)]
+    )
     known = {
         "p_dev_absent": float(head.probabilities(absent[0]).mean()),
         "p_dev_known": float(head.probabilities(true[0]).mean()),
@@ -104,10 +107,13 @@ def _deviation(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tup
 
 def _divergence(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tuple[Head, Worth]:
     """p_div, and its worth on prompts and entities it has not seen."""
-    prompts = creative_prompts(spec.branch_prompts * 2, spec.seed)
+    languages = languages_of(spec.lang)
+    prompts = creative_prompts(spec.branch_prompts * 2, spec.seed, languages)
     branching = branching_examples(model, tokenizer, prompts, continuations=spec.continuations, seed=spec.seed)
     cut, tune = int(0.6 * len(branching)), int(0.8 * len(branching))
-    settled = [settled_examples(tokenizer, found, spec.seed) for found in (facts.fit, facts.calibrate, facts.unseen)]
+    settled = [
+        settled_examples(tokenizer, found, spec.seed, languages) for found in (facts.fit, facts.calibrate, facts.unseen)
+    ]
     counts = (cut, tune - cut, len(branching) - tune)
     parts = [branching[:cut], branching[cut:tune], branching[tune:]]
     fit, tuning, unseen = (
@@ -126,23 +132,27 @@ def _pair(fit: tuple[np.ndarray, np.ndarray], spec: HeadsSpec) -> tuple[Head, He
 
 
 def _answers(
-    model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int
+    model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int, languages: Sequence[str]
 ) -> list[tuple[Fact, str, str, str]]:
     """(fact, language, question, the model's own greedy answer)."""
-    asked = [(fact, lang, questions(fact, lang)[seed % 2][0]) for fact in facts for lang in LANGUAGES]
+    asked = [(fact, lang, questions(fact, lang)[seed % 2][0]) for fact in facts for lang in languages]
     prompts = [prompt_ids(tokenizer, question) for _, _, question in asked]
     said = continued(model, prompts, _ANSWER_TOKENS, ends=ends, temperature=0.0, seed=seed)
     return [(*one, tokenizer.decode(ids)) for one, ids in zip(asked, said, strict=True)]
 
 
-def _guesses(model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int) -> list[Example]:
-    found = _answers(model, tokenizer, facts, ends, seed)
+def _guesses(
+    model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int, languages: Sequence[str]
+) -> list[Example]:
+    found = _answers(model, tokenizer, facts, ends, seed, languages)
     return [unknown(tokenizer, question, text) for _, _, question, text in found if text.strip()]
 
 
-def _error_rate(model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int) -> float:
+def _error_rate(
+    model: Any, tokenizer: Any, facts: list[Fact], ends: list[int], seed: int, languages: Sequence[str]
+) -> float:
     """How often the model's own greedy answers are wrong: the base rate of p_dev, kept off 0 and 1."""
-    said = _answers(model, tokenizer, facts, ends, seed)
+    said = _answers(model, tokenizer, facts, ends, seed, languages)
     wrong = sum(not check(fact, lang, text) for fact, lang, _, text in said)
     return float(np.clip(wrong / len(said), 0.02, 0.98))
 
