@@ -129,6 +129,11 @@ def serve_spec(members: dict[str, str], **fields: Any) -> ServeSpec:
 
 
 @pytest.fixture
+def spec_of_members() -> Callable[..., ServeSpec]:
+    return serve_spec
+
+
+@pytest.fixture
 def engine_of(world: World) -> Iterator[Callable[..., Engine]]:
     """Engines that run for one test: `engine_of("lora", heads=..., dial={...})`."""
     engines: list[Engine] = []

@@ -35,12 +35,16 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Follower:
-    """Calls back with every row that is appended from now on, from a thread of its own, until it is closed."""
+    """Calls back with every row, the ones that are there already too, from a thread of its own, until it is closed.
+
+    A driver that was killed may have left rows that it had not read: its successor begins at the beginning, and whoever
+    listens ignores the steps it knows.
+    """
 
     def __init__(self, path: Path, on_row: Callable[[Row], None], *, poll_s: float = 0.3) -> None:
         path.touch()
         self._path, self._on_row, self._poll_s = path, on_row, poll_s
-        self._offset = path.stat().st_size
+        self._offset = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="metrics")
         self._thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -93,23 +94,17 @@ def test_every_token_carries_both_probabilities(engine_of, heads, ask, tokenizer
         ({"layer": 3}, "heads read layer 3"),
     ],
 )
-def test_heads_that_do_not_belong_here_are_refused(world, heads, change, message) -> None:
-    from conftest import serve_spec
-
+def test_heads_that_do_not_belong_here_are_refused(world, heads, spec_of_members, change, message) -> None:
     with pytest.raises(ModelError, match=message):
-        build_engine(serve_spec(world.members("lora"), heads=str(heads(**change))))
+        build_engine(spec_of_members(world.members("lora"), heads=str(heads(**change))))
 
 
-def test_members_with_other_tokenizers_are_refused(world, tmp_path) -> None:
-    import shutil
-
-    from conftest import serve_spec
-
+def test_members_with_other_tokenizers_are_refused(world, spec_of_members, tmp_path) -> None:
     other = shutil.copytree(world.factual_full, tmp_path / "other")
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
 
     with pytest.raises(ModelError, match="tokenizers differ"):
-        build_engine(serve_spec({"creative": str(world.creative_full), "factual": str(other)}))
+        build_engine(spec_of_members({"creative": str(world.creative_full), "factual": str(other)}))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(2, 5))
