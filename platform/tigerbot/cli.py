@@ -36,18 +36,21 @@ def run(
     spec: SpecFile,
     overrides: Overrides = None,
     replace: Replace = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and print the spec, start nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved spec and what it would do, start nothing")
+    ] = False,
 ) -> None:
     """Run a job here, in this terminal. Example: tiger run jobs/pretrain.yaml --set train.lr=1e-3"""
     from tigerbot.spec import load_spec, spec_hash
 
     loaded = load_spec(spec, overrides or [])
     if dry_run:
-        print(
-            json.dumps(
-                {"hash": spec_hash(loaded), "spec": loaded.model_dump(mode="json")}, indent=2, ensure_ascii=False
-            )
-        )
+        about = {"hash": spec_hash(loaded), "spec": loaded.model_dump(mode="json")}
+        print(json.dumps(about, indent=2, ensure_ascii=False))
+        from tigerbot.runner import preview_spec
+
+        for line in preview_spec(loaded):
+            print(line)
         return
     from tigerbot.runner import run_spec
 

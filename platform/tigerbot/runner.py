@@ -47,6 +47,13 @@ def deploy_spec(spec: ServeSpec, folder: Path) -> Endpoint:
     return _claimed("tigerbot.deployers", spec.kind)(spec, folder=folder)
 
 
+def preview_spec(spec: Spec) -> list[str]:
+    """What running a spec would do, as lines; nothing for a kind that has no preview."""
+    if not [point for point in entry_points(group="tigerbot.previews") if point.name == spec.kind]:
+        return []
+    return _claimed("tigerbot.previews", spec.kind)(spec)
+
+
 def _claimed(group: str, kind: str) -> Callable[..., Any]:
     found = [point for point in entry_points(group=group) if point.name == kind]
     if not found:

@@ -46,7 +46,7 @@ def test_source_roots_shadow_nothing() -> None:
     assert not [root for root in ROOMS.values() if (root / "__init__.py").exists()]
 
 
-@pytest.mark.parametrize("group", ["tigerbot.kinds", "tigerbot.deployers", "tigerbot.commands"])
+@pytest.mark.parametrize("group", ["tigerbot.kinds", "tigerbot.deployers", "tigerbot.commands", "tigerbot.previews"])
 def test_every_entry_point_leads_somewhere(group: str) -> None:
     points = [point for point in importlib.metadata.entry_points(group=group) if point.value.startswith("tigerbot")]
 

@@ -20,6 +20,7 @@ from tigerbot_jobs.train.data import TrainingData, plan_batches
 from tigerbot_jobs.train.engine import deepspeed_config
 from tigerbot_jobs.train.metrics import Follower, append_row, read_rows
 from tigerbot_jobs.train.model import LanguageModel
+from tigerbot_jobs.train.preview import preview
 from tigerbot_jobs.train.schedule import learning_rate
 
 
@@ -149,3 +150,12 @@ def test_metrics_of_a_resumed_run_count_each_step_once(tmp_path: Path) -> None:
     assert [row["loss"] for row in read_rows(path)] == [9.0, 7.5, 7.0]
     assert len(seen) == 5
     assert json.loads(path.read_text().splitlines()[2])["loss"] is None
+
+
+def test_a_dry_run_shows_the_plan_and_what_carries_loss(corpus: Corpus, tmp_path: Path) -> None:
+    lines = preview(as_train(corpus.spec("dry", tmp_path)))
+
+    assert lines[0].startswith("12 steps of 8 sequences x 32 tokens")
+    assert "M parameters" in lines[1] and "ZeRO 2" in lines[1]
+    assert lines[2].startswith("sequence 0: ⟦") and "⟧" in lines[2]
+    assert not (tmp_path / "dry").exists()
