@@ -24,7 +24,7 @@ from tigerbot.tokens import Mixture, Packed, TokenShards, write_shards
 from tigerbot_jobs.data.tokenizer import train_tokenizer
 from tigerbot_jobs.train.metrics import read_rows
 
-LENGTH, BATCH, MICRO, STEPS, WARMUP = 256, 32, 8, 30, 6
+LENGTH, BATCH, MICRO, STEPS, WARMUP = 256, 32, 8, 40, 10
 VOCABULARY = 2048
 
 
@@ -69,7 +69,7 @@ def _spec(folder: Path, shards: Path, index: int) -> dict[str, Any]:
             "batch_tokens": BATCH * LENGTH,
             "micro_batch": MICRO,
             "precision": "bf16",
-            "log_every": 1,
+            "log_every": 5,
         },
         "scale": {"workers": 2, "threads_per_worker": 1},
         "storage": {"uri": str(folder)},

@@ -32,6 +32,9 @@ class FolderStore(Store):
             _copy(self.root / safe_key(key), stage)
             publish(stage, target)
 
+    def local(self, key: str) -> Path | None:
+        return self.root / safe_key(key)
+
     def put_bytes(self, key: str, data: bytes) -> None:
         target = self.root / safe_key(key)
         with disk_errors(target), staged(target) as stage:

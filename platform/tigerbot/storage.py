@@ -94,6 +94,10 @@ class Store(ABC):
     def get_file(self, key: str, local: str | Path) -> None:
         """Fetch a file; `local` appears by rename. Raises: MissingError."""
 
+    def local(self, key: str) -> Path | None:
+        """Where a file lies on this machine's own disk, to be read in place; None where it has to be fetched."""
+        return None
+
     @abstractmethod
     def put_bytes(self, key: str, data: bytes) -> None: ...
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -93,16 +95,29 @@ class Checkpoints:
         """
         name = _file_of(0 if replicated else self._rank)
         wanted = next(file for file in self._store.manifest(key).files if file.path == name)
+        in_place = self._store.local(f"{key}/{name}")
+        if in_place is not None:
+            return self._verified(in_place, wanted, key)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / name
             self._store.get_file(f"{key}/{name}", local)
-            if local.stat().st_size != wanted.size_bytes or sha256_file(local) != wanted.sha256:
+            return self._verified(local, wanted, key)
+
+    def _verified(self, local: Path, wanted: ManifestFile, key: str) -> dict[str, Tensor]:
+        """The tensors of a file; they are read while it is hashed, and given only if the hash is right."""
+        with ThreadPoolExecutor(max_workers=1) as hashing:
+            found = hashing.submit(sha256_file, local)
+            try:
+                state = load_file(local) if local.stat().st_size == wanted.size_bytes else None
+            except SafetensorError:
+                state = None  # a header that was damaged: the hash says so too
+            if state is None or found.result() != wanted.sha256:
                 raise CorruptError(
                     "differs from its manifest",
-                    where=self._store.at(f"{key}/{name}"),
+                    where=self._store.at(f"{key}/{wanted.path}"),
                     fix=f"remove {self._store.at(key)}; the same command goes on from the checkpoint before it",
                 )
-            return load_file(local)
+        return state
 
     def _put_state(self, key: str, state: dict[str, Tensor]) -> ManifestFile:
         name = _file_of(self._rank)

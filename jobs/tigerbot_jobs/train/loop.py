@@ -60,6 +60,8 @@ def train_rank(
     """Train as one rank of a process group that exists; rank 0 hands every logged row to `on_row`."""
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # Deterministic mode also fills every fresh tensor with NaN to show bugs: a tenth of a small model's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     connect_ranks(rank, world_size, device)
     plan = plan_batches(job.spec, world_size)
     run = _RankRun(job, plan, rank, world_size, device, on_row)

@@ -50,11 +50,14 @@ def read_state(engine: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def write_state(engine: Any, state: dict[str, Tensor], *, step: int) -> None:
-    """Put a state back, and set the counters DeepSpeed decides its accumulation boundaries by."""
+    """Put a state back, and set the counters DeepSpeed decides its accumulation boundaries by.
+
+    The optimizer takes the moments' tensors over as they are: a state is put back once.
+    """
     for index, flat in enumerate(flats(engine)):
         flat.master.copy_(state[f"{index}.master"].view_as(flat.master))
         for name in _MOMENTS:
-            flat.adam[name] = state[f"{index}.{name}"].to(flat.master.device).view_as(flat.master).clone()
+            flat.adam[name] = state[f"{index}.{name}"].to(flat.master.device).view_as(flat.master)
         # Adam's state does not exist before the first step; fused Adam wants its step count on the device.
         flat.adam["step"] = state[f"{index}.step"].to(flat.master.device).reshape(()).clone()
     _refresh_weights(engine)
