@@ -52,8 +52,9 @@ class LanguageModel(nn.Module):
                 logits_xV = self.model(**inputs).logits[:, :-1][counted]
             else:
                 # Only positions that carry loss meet the output matrix: for chat data that is a small part of them.
-                hidden_nTD = base.get_decoder()(**inputs).last_hidden_state
-                logits_xV = base.get_output_embeddings()(hidden_nTD[:, :-1][counted])
+                hidden_nTD = base.get_decoder()(**inputs).last_hidden_state[:, :-1]
+                hidden_xD = hidden_nTD.flatten(0, 1) if bool(counted.all()) else hidden_nTD[counted]
+                logits_xV = base.get_output_embeddings()(hidden_xD)
         return nn.functional.cross_entropy(logits_xV.float(), targets[counted], reduction="sum")
 
 
