@@ -221,10 +221,10 @@ class HeadsSpec(Job):
     lang: Language | None = None
     layer: int = -1
     hidden: Annotated[int, Field(ge=0, le=1024)] = 64
-    facts: Count = 400
+    facts: Count = 800
     branch_prompts: Count = 60
     continuations: Count = 12
-    epochs: Count = 30
+    epochs: Count = 60
     lr: Annotated[Real, Field(gt=0)] = 1e-3
     seed: int = 1
 

@@ -84,7 +84,7 @@ def tokenizer(world: World) -> Any:
 
 @pytest.fixture
 def heads(world: World, tmp_path: Path) -> Callable[..., Path]:
-    """A heads folder for the LoRA experts: linear heads of given weights, or given constants."""
+    """A heads folder for the LoRA experts: linear heads of given weights (257 for p_dev), or given constants."""
 
     def write(
         p_div: float = 0.0, p_dev: float = 0.0, *, w_dev: torch.Tensor | None = None, hidden: int = 0, **changes: Any
@@ -93,18 +93,18 @@ def heads(world: World, tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         size = 256
         tensors = {}
-        for name, bias in (("p_div", p_div), ("p_dev", p_dev)):
-            tensors[f"{name}.w2"] = torch.zeros(1, hidden or size)
+        for name, bias, width in (("p_div", p_div, size), ("p_dev", p_dev, size + 1)):
+            tensors[f"{name}.w2"] = torch.zeros(1, hidden or width)
             tensors[f"{name}.b2"] = torch.tensor([bias])
             if hidden:
-                tensors[f"{name}.w1"] = torch.randn(hidden, size)
+                tensors[f"{name}.w1"] = torch.randn(hidden, width)
                 tensors[f"{name}.b1"] = torch.zeros(hidden)
                 tensors[f"{name}.w2"] = torch.randn(1, hidden) * 0.1
         if w_dev is not None:
-            tensors["p_dev.w2"] = w_dev.reshape(1, size)
+            tensors["p_dev.w2"] = w_dev.reshape(1, size + 1)
         save_file(tensors, folder / "heads.safetensors")
         about = {
-            "format_version": 1,
+            "format_version": 2,
             "layer": -1,
             "hidden": hidden,
             "size": size,

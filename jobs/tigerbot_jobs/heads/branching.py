@@ -39,7 +39,7 @@ def branching_examples(
     examples = []
     for index, beginning in enumerate(beginnings):
         mine = further[index * continuations : (index + 1) * continuations]
-        examples.append(Example(tuple(beginning), ((len(beginning) - 1, differing(mine)),)))
+        examples.append(Example(tuple(beginning), ((len(beginning) - 1, differing(mine)),), len(beginning)))
     return examples
 
 
@@ -52,7 +52,7 @@ def settled_examples(
     for fact in facts:
         for lang in languages:
             ids = prompt_ids(tokenizer, rng.choice(questions(fact, lang))[0])
-            found.append(Example(tuple(ids), ((len(ids) - 1, 0.0),)))
+            found.append(Example(tuple(ids), ((len(ids) - 1, 0.0),), len(ids)))
     return found
 
 

@@ -22,10 +22,14 @@ FIT_SHARE = 0.8  # of the known entities fit the heads; the rest calibrate them
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and (position, label) of the tokens that are labelled; a label is in 0..1."""
+    """Token ids, and (position, label) of the tokens that are labelled; a label is in 0..1.
+
+    `start` is where the answer begins: surprise counts from there.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[tuple[int, float], ...]
+    start: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def told(tokenizer: Any, fact: Fact, lang: str, question: str, *, said: Fact) ->
     for offset in range(len(value)):
         differs = differs or offset >= len(true_ids) or ids[first + offset] != true_ids[offset]
         labels.append((first + offset, float(differs)))
-    return Example(tuple(ids), tuple(labels))
+    return Example(tuple(ids), tuple(labels), first)
 
 
 def unknown(tokenizer: Any, question: str, said: str) -> Example:
@@ -114,7 +118,7 @@ def unknown(tokenizer: Any, question: str, said: str) -> Example:
     ids, loss = _chat(tokenizer, question, said)
     first = loss.index(True)
     count = max(1, len(tokenizer.encode(said, add_special_tokens=False)) - 1)
-    return Example(tuple(ids), tuple((first + offset, 1.0) for offset in range(count)))
+    return Example(tuple(ids), tuple((first + offset, 1.0) for offset in range(count)), first)
 
 
 def fanciful(tokenizer: Any, count: int, seed: int, languages: Sequence[str] = LANGUAGES) -> list[Example]:
@@ -126,8 +130,15 @@ def fanciful(tokenizer: Any, count: int, seed: int, languages: Sequence[str] = L
         kind, prompt = rng.choice(creative.prompts(lang))
         ids, loss = _chat(tokenizer, prompt, creative.write(kind, lang, rng))
         places = [place for place, counts in enumerate(loss) if counts]
-        found.append(Example(tuple(ids), tuple((place, 0.0) for place in rng.sample(places, min(4, len(places))))))
+        labels = tuple((place, 0.0) for place in rng.sample(places, min(4, len(places))))
+        found.append(Example(tuple(ids), labels, places[0]))
     return found
+
+
+def before_the_answer(example: Example) -> Example:
+    """The same with one more label where the answer is about to begin: is all of what follows a guess?"""
+    label = min(label for _, label in example.labels)
+    return Example(example.ids, ((example.start - 1, label), *example.labels), example.start)
 
 
 def right_and_wrong(

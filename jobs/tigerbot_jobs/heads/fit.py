@@ -26,6 +26,11 @@ class Head:
     temperature: float = 1.0
     bias: float = 0.0
 
+    @property
+    def width(self) -> int:
+        """Numbers it reads."""
+        return (self.w1 if len(self.w1) else self.w2).shape[1]
+
     def logits(self, states: np.ndarray) -> np.ndarray:
         """Uncalibrated logits of hidden states (tokens, D)."""
         inner = np.maximum(states @ self.w1.T + self.b1, 0.0) if len(self.w1) else states

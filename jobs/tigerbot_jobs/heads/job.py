@@ -23,11 +23,19 @@ from tigerbot.spec import HeadsSpec
 from tigerbot.tracking import TrackedRun, track
 from tigerbot_jobs.data.world import Fact, World, check, languages_of, questions
 from tigerbot_jobs.heads.branching import branching_examples, creative_prompts, prompt_ids, settled_examples
-from tigerbot_jobs.heads.examples import Example, Facts, fanciful, right_and_wrong, split_facts, unknown
+from tigerbot_jobs.heads.examples import (
+    Example,
+    Facts,
+    before_the_answer,
+    fanciful,
+    right_and_wrong,
+    split_facts,
+    unknown,
+)
 from tigerbot_jobs.heads.fit import Head, Worth, calibrated, fit_head, worth
 from tigerbot_jobs.heads.models import continued, hidden_states
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STEPS = 5
 _ANSWER_TOKENS = 12
 
@@ -87,22 +95,28 @@ def _deviation(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tup
     ends, seed, languages = end_token_ids(tokenizer), spec.seed, languages_of(spec.lang)
     guesses = _guesses(model, tokenizer, facts.invented, ends, seed, languages)
     free = fanciful(tokenizer, len(facts.fit) // 2, seed, languages)
-    fit = hidden_states(model, [*right_and_wrong(tokenizer, facts.fit, seed, languages), *guesses[::2], *free])
-    tuning = hidden_states(model, [*right_and_wrong(tokenizer, facts.calibrate, seed + 1, languages), *guesses[1::2]])
-    unseen = hidden_states(model, right_and_wrong(tokenizer, facts.unseen, seed + 2, languages))
+    told = right_and_wrong(tokenizer, facts.fit, seed, languages)
+    wrong, right = [e for e in told if _any_wrong(e)], [e for e in told if not _any_wrong(e)]
+    fit = _read(model, [*wrong, *map(before_the_answer, (*right, *guesses, *free))])
+    # Guesses are not calibrated on: the base rate is of errors about what the expert was taught.
+    tuning = _read(model, right_and_wrong(tokenizer, facts.calibrate, seed + 1, languages))
+    tests = right_and_wrong(tokenizer, facts.unseen, seed + 2, languages)
+    unseen = _read(model, tests)
     rate = _error_rate(model, tokenizer, facts.unseen, ends, seed, languages)
     head, placebo = _pair(fit, spec)
     head = calibrated(head, *tuning, base_rate=rate)
-    absent = hidden_states(model, _guesses(model, tokenizer, facts.absent, ends, seed, languages))
-    true = hidden_states(
-        model, [e for e in right_and_wrong(tokenizer, facts.unseen, seed + 2, languages) if not _any_wrong(e)]
-    )
+    absent = _read(model, _guesses(model, tokenizer, facts.absent, ends, seed, languages))
+    true = _read(model, [example for example in tests if not _any_wrong(example)])
     known = {
         "p_dev_absent": float(head.probabilities(absent[0]).mean()),
         "p_dev_known": float(head.probabilities(true[0]).mean()),
         "auroc": _auroc(head, true[0], absent[0]),
     }
     return head, worth(head, placebo, *unseen, base_rate=rate), known
+
+
+def _read(model: Any, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    return hidden_states(model, examples, surprise=True)
 
 
 def _divergence(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tuple[Head, Worth]:
@@ -183,7 +197,7 @@ def _write(folder: Path, heads: dict[str, Head], spec: HeadsSpec, metrics: dict[
         "format_version": FORMAT_VERSION,
         "layer": -1,
         "hidden": spec.hidden,
-        "size": int(next(iter(heads.values())).w1.shape[1]),
+        "size": heads["p_div"].width,
         **{name: {"temperature": head.temperature, "bias": head.bias} for name, head in heads.items()},
         "creative_hash": model_hash(spec.creative),
         "factual_hash": model_hash(spec.factual),

@@ -1,4 +1,4 @@
-"""What the heads need of a model: hidden states of given texts, and continuations. Batched by length.
+"""What the heads need of a model: hidden states and surprise at given texts, and continuations. Batched by length.
 
 Shapes: n sequences, T tokens, D hidden size, V vocabulary.
 """
@@ -12,22 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tigerbot.surprise import lingering
 from tigerbot_jobs.heads.examples import Example
 
 _BATCH = 64
 
 
 @torch.inference_mode()
-def hidden_states(model: Any, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Final normed hidden states of all labelled tokens, float32 (tokens, D), and their labels, in order."""
+def hidden_states(model: Any, examples: Sequence[Example], *, surprise: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Final normed hidden states of all labelled tokens, float32 (tokens, D), and their labels, in order.
+
+    With `surprise` each state has the lingering surprise of its token as one more number.
+    """
     states: list[np.ndarray | None] = [None] * len(examples)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     for at in range(0, len(order), _BATCH):
         chosen = order[at : at + _BATCH]
-        h_nTD = _last_hidden(model, _padded([examples[index].ids for index in chosen]))
+        ids_nT = _padded([examples[index].ids for index in chosen])
+        h_nTD = _last_hidden(model, ids_nT).float()
+        if surprise:
+            starts = [examples[index].start for index in chosen]
+            h_nTD = torch.cat([h_nTD, _surprise(model, h_nTD, ids_nT, starts)[..., None]], dim=-1)
         for row, index in enumerate(chosen):
             places = [place for place, _ in examples[index].labels]
-            states[index] = h_nTD[row, places].float().numpy()
+            states[index] = h_nTD[row, places].numpy()
     labels = np.array([label for example in examples for _, label in example.labels], dtype=np.float32)
     return np.concatenate([state for state in states if state is not None]), labels
 
@@ -89,6 +97,18 @@ def _last_hidden(model: Any, ids_nT: Tensor) -> Tensor:
     # Padding stands after the text, where a causal model cannot see it.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_decoder()(input_ids=ids_nT, use_cache=False).last_hidden_state
+
+
+def _surprise(model: Any, h_nTD: Tensor, ids_nT: Tensor, starts: Sequence[int]) -> Tensor:
+    """Lingering surprise (n, T) of every token from its row's start on, 0 before it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    logprobs_nTV = torch.log_softmax(base.get_output_embeddings()(h_nTD[:, :-1]).float(), dim=-1)
+    surprise_nT = -logprobs_nTV.gather(2, ids_nT[:, 1:, None])[..., 0]
+    found_nT = torch.zeros(ids_nT.shape)
+    for row, start in enumerate(starts):
+        if start < ids_nT.shape[1]:
+            found_nT[row, start:] = torch.tensor(lingering(surprise_nT[row, start - 1 :].tolist()))
+    return found_nT
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from tigerbot.surprise import linger
 from tigerbot_serve.engine.request import TokenEvent
 from tigerbot_serve.engine.sampler import sample
 from tigerbot_serve.engine.sequence import Sequence
@@ -29,18 +30,24 @@ def choose(
     which is recorded for that token, and the risk that steers the choice of the next one. The event of the next token
     carries the latter until that token is fed itself; an answer's last token keeps it unless the judge reads it.
     """
-    mixed = mixture.next(creative_Cd, factual_Fd, plan)
+    device = plan.dial_R.device
+    surprise_R = torch.tensor([sequence.surprise for sequence in sequences], dtype=torch.float32, device=device)
+    mixed = mixture.next(creative_Cd, factual_Fd, surprise_R, plan)
     # One draw a token, greedy or not, so that a seed means the same text in every mode.
     draws = [sequence.rng.random() for sequence in sequences]
-    uniform_R = torch.tensor(draws, dtype=torch.float64, device=mixed.w_R.device)
+    uniform_R = torch.tensor(draws, dtype=torch.float64, device=device)
     ids_R = sample(mixed.logprobs_RV, mixed.temperature_R, plan.top_p, uniform_R, floor=mixture.spec.plausibility)
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
-    numbers = torch.stack([chosen_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
+    expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
+    numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
     tops = _tops(mixed.logprobs_RV, sequences)
     events = []
-    for sequence, token, top, (logprob, p_div, p_dev, w) in zip(sequences, ids_R.tolist(), tops, numbers, strict=True):
+    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(
+        sequences, ids_R.tolist(), tops, numbers, strict=True
+    ):
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
+        sequence.surprise = linger(sequence.surprise, -expected)
         events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w))
     return events
 

@@ -86,6 +86,7 @@ class Sequence:
         self.tokens: list[TokenEvent] = []
         self.finish_reason: FinishReason | None = None
         self.prefilled = 0
+        self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._end_ids = end_ids
 

@@ -2,7 +2,8 @@
 
 A folder holds `heads.safetensors` ({head}.w1 (hidden, d), {head}.b1, {head}.w2 (1, hidden), {head}.b2; hidden 0 has
 only w2 (1, d) and b2) and `heads.json` (format_version, layer, hidden, size, temperature and bias of each head, hashes
-of what they were trained on). Heads on another model's states are silent nonsense, so the hashes must match.
+of what they were trained on). Heads on another model's states are silent nonsense, so the hashes must match. p_dev
+reads d + 1 numbers: the state, and the lingering surprise of the token that was fed (`tigerbot.surprise`).
 
 Legend: R rows, d the members' width (input of the output matrix), h the head's hidden width.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tigerbot.errors import ModelError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAMES = ("p_div", "p_dev")
 
 
@@ -87,9 +88,9 @@ def load_heads(folder: str | Path, hashes: dict[str, str], width: int, device: s
         )
     tensors = {name: tensor.float().to(device) for name, tensor in load_file(folder / "heads.safetensors").items()}
     heads = Heads(*(_head(folder, tensors, about, name) for name in NAMES))
-    for head in (heads.p_div, heads.p_dev):
-        if head.width != width:
-            raise ModelError(f"heads read {head.width} numbers, the members give {width}", where=str(folder))
+    for name, head, given in (("p_div", heads.p_div, width), ("p_dev", heads.p_dev, width + 1)):
+        if head.width != given:
+            raise ModelError(f"{name} reads {head.width} numbers, the members give {given}", where=str(folder))
     return heads
 
 

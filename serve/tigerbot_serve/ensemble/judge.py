@@ -4,7 +4,7 @@ The score is the mean of the highest third of the answer's p_dev: one wrong name
 answer is not worse for being long, as a maximum would make it. Beside it stands the factual member's mean
 log-probability of the answer: a rewrite must not be less likely than the draft. It never says that an answer is true.
 
-Legend: T tokens fed, d hidden width.
+Legend: T tokens fed, d hidden width, e = d + 1 numbers that p_dev reads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tigerbot.spec import JudgeSpec
+from tigerbot.surprise import lingering
 from tigerbot_serve.engine.request import Verdict
 from tigerbot_serve.ensemble.heads import Heads
 from tigerbot_serve.ensemble.members import FACTUAL, Members
@@ -54,12 +55,10 @@ class Reading:
         self._members, self._heads, self._prompt = members, heads, prompt_length
         self._p_devs: list[float] = []
         self._logprobs: list[float] = []
+        self._lingering = 0.0
 
     def feed(self, start: int, hidden_Td: Tensor) -> None:
         """States of the tokens from `start` on."""
-        answer_Td = hidden_Td[max(0, self._prompt - start) :]
-        if len(answer_Td):
-            self._p_devs += self._heads.p_dev(answer_Td).tolist()
         first = max(start, self._prompt - 1)
         following = self.ids[first + 1 : start + len(hidden_Td) + 1]
         if following:
@@ -67,6 +66,13 @@ class Reading:
             logprobs_TV = self._members.log_probabilities(FACTUAL, before_Td)
             chosen_T1 = logprobs_TV.gather(1, torch.tensor(following, device=logprobs_TV.device)[:, None])
             self._logprobs += chosen_T1[:, 0].tolist()
+        answer_Td = hidden_Td[max(0, self._prompt - start) :]
+        if len(answer_Td):
+            surprises = [-logprob for logprob in self._logprobs[len(self._p_devs) :][: len(answer_Td)]]
+            found = lingering(surprises, self._lingering)
+            self._lingering = found[-1]
+            read_Te = torch.cat([answer_Td.float(), torch.tensor(found, device=answer_Td.device)[:, None]], dim=1)
+            self._p_devs += self._heads.p_dev(read_Te).tolist()
 
     def opinion(self) -> Opinion:
         mean = sum(self._logprobs) / max(1, len(self._logprobs))

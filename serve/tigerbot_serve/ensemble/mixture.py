@@ -2,7 +2,8 @@
 
 This is where members, heads and dial meet. It knows nothing about sequences, slots or sampling.
 
-Legend: R sequences of the step, C and F rows of the creative and the factual side, d hidden width, V vocabulary.
+Legend: R sequences of the step, C and F rows of the creative and the factual side, X either, d hidden width,
+e = d + 1 numbers that p_dev reads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Log-probabilities before temperature, mask and top-p; NaN stands for a probability that nobody read."""
+    """Log-probabilities before temperature, mask and top-p; NaN stands for a probability that nobody read.
+
+    `factual_RV` are the factual member's own, None where it ran for no sequence.
+    """
 
     logprobs_RV: Tensor
+    factual_RV: Tensor | None
     w_R: Tensor
     temperature_R: Tensor
     p_div_R: Tensor
@@ -62,10 +67,16 @@ class Mixture:
     def __init__(self, members: Members, heads: Heads | None, spec: DialSpec) -> None:
         self.members, self.heads, self.spec = members, heads, spec
 
-    def next(self, creative_Cd: Tensor | None, factual_Fd: Tensor | None, plan: Plan) -> Mixed:
-        """The mixture at every sequence's last state."""
-        p_div_R = self._read(CREATIVE, creative_Cd, plan)
-        p_dev_R = self._read(FACTUAL, factual_Fd, plan)
+    def next(self, creative_Cd: Tensor | None, factual_Fd: Tensor | None, surprise_R: Tensor, plan: Plan) -> Mixed:
+        """The mixture at every sequence's last state; `surprise_R` is the lingering surprise of its last token."""
+        p_div_R = p_dev_R = None
+        if self.heads is not None and creative_Cd is not None:
+            p_div_R = _present(
+                self.heads.p_div(_in_order(creative_Cd, plan.order_R[CREATIVE])), plan.absent_R[CREATIVE]
+            )
+        if self.heads is not None and factual_Fd is not None:
+            read_Re = torch.cat([_in_order(factual_Fd, plan.order_R[FACTUAL]).float(), surprise_R[:, None]], dim=1)
+            p_dev_R = _present(self.heads.p_dev(read_Re), plan.absent_R[FACTUAL])
         w_R = plan.dial_R
         if not self.members.alone:
             w_R = creative_weight(plan.dial_R, _or_neutral(p_div_R), _or_neutral(p_dev_R), self.spec)
@@ -79,6 +90,7 @@ class Mixture:
         nobody_R = torch.full_like(w_R, math.nan)
         return Mixed(
             logprobs_RV,
+            factual_RV,
             w_R,
             temperature(w_R, plan.temperature_R, self.spec),
             nobody_R if p_div_R is None else p_div_R,
@@ -90,14 +102,10 @@ class Mixture:
             return None
         return _in_order(self.members.log_probabilities(side, hidden_Xd), plan.order_R[side])
 
-    def _read(self, side: int, hidden_Xd: Tensor | None, plan: Plan) -> Tensor | None:
-        """A head's probabilities (R,), NaN where its member did not run."""
-        if self.heads is None or hidden_Xd is None:
-            return None
-        head = self.heads.p_div if side == CREATIVE else self.heads.p_dev
-        p_R = _in_order(head(hidden_Xd), plan.order_R[side])
-        absent_R = plan.absent_R[side]
-        return p_R if absent_R is None else p_R.masked_fill(absent_R, math.nan)
+
+def _present(p_R: Tensor, absent_R: Tensor | None) -> Tensor:
+    """A head's probabilities, NaN where its member did not run."""
+    return p_R if absent_R is None else p_R.masked_fill(absent_R, math.nan)
 
 
 def _or_neutral(p_R: Tensor | None) -> Tensor | None:

@@ -126,7 +126,8 @@ def test_the_folder_names_the_models_its_heads_belong_to(experts: Path, tmp_path
     assert about["creative_hash"] == model_hash(experts / "creative")
     assert about["factual_hash"] == model_hash(experts / "factual")
     assert about["tokenizer_hash"] == tokenizer_hash(experts / "factual")
-    assert tensors["p_dev.w1"].shape == (64, 256) and tensors["p_div.w2"].shape == (1, 64)
+    assert tensors["p_dev.w1"].shape == (64, 257) and tensors["p_div.w1"].shape == (64, 256)
+    assert tensors["p_div.w2"].shape == (1, 64)
     assert result["metrics"]["p_dev"]["tokens"] > 0 and 0 <= result["metrics"]["unknown"]["auroc"] <= 1
 
 

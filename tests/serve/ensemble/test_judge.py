@@ -49,7 +49,7 @@ def test_a_rewrite_that_is_better_is_kept_and_its_draft_shown(engine_of, heads, 
         draft, factual = ask(plain, replace(request, verify=False), replace(request, verify=False, dial=0.0))
         if draft.ids == factual.ids:
             continue
-        w_dev = torch.randn(256, generator=torch.Generator().manual_seed(seed)) * 0.3
+        w_dev = torch.randn(257, generator=torch.Generator().manual_seed(seed)) * 0.3
         folder = str(heads(w_dev=w_dev))
         engine = engine_of("lora", heads=folder, judge={"threshold": 0.01, "margin": 0.01}, dial={"b": 0.0, "a": 0.0})
         answer = ask(engine, request)[0]
@@ -85,12 +85,26 @@ def test_every_token_carries_both_probabilities(engine_of, heads, ask, tokenizer
         assert token.p_dev == pytest.approx(torch.sigmoid(torch.tensor(-1.0)).item(), abs=1e-5)
 
 
+def test_the_judge_reads_what_was_read_while_decoding(engine_of, heads, ask, tokenizer) -> None:
+    w_dev = torch.randn(257, generator=torch.Generator().manual_seed(1)) * 0.1
+    w_dev[256] = 0.7  # the lingering surprise
+    engine = engine_of("lora", heads=str(heads(w_dev=w_dev)), engine={"prefill_chunk": 5, "max_length": 128})
+    request = asked(tokenizer, temperature=2.0, seed=3, max_rewrites=0)
+
+    decoded, judged = ask(engine, replace(request, verify=False), request)
+
+    assert decoded.ids == judged.ids
+    pairs = zip(decoded.end.summary.tokens[:-1], judged.end.summary.tokens, strict=False)
+    for while_decoding, by_judge in pairs:
+        assert while_decoding.p_dev == pytest.approx(by_judge.p_dev, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"creative_hash": "other"}, "heads of another model: creative_hash is other"),
         ({"tokenizer_hash": "other"}, "tokenizer_hash is other"),
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 3}, "format_version is 3"),
         ({"layer": 3}, "heads read layer 3"),
     ],
 )
