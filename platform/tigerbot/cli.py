@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +72,7 @@ def main() -> None:
     for point in entry_points(group="tigerbot.commands"):
         module, _, name = point.value.partition(":")
         getattr(importlib.import_module(module), name)(app)
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         app()
     except TigerError as error:
@@ -79,6 +81,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("tiger: stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _interrupted(_signal: int, _frame: Any) -> None:
+    """SIGTERM (of `tiger stop`, a cluster, systemd) ends a job as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 from tigerbot.errors import ClusterError
 
@@ -41,6 +44,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     address = address or os.environ.get("RAY_ADDRESS")
     fresh = not ray.is_initialized()
     if fresh:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             if address:
                 ray.init(address=address, logging_level=logging.WARNING)
@@ -59,5 +63,13 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
             raise ClusterError(
                 f"Ray cannot be reached ({first})", where=address or "local", fix="see `tiger doctor`"
             ) from None
+        finally:
+            _keep_handler(on_sigterm)
     url = ray._private.worker.global_worker.node.address_info.get("webui_url") if dashboard else None  # type: ignore[attr-defined]
     return Cluster(f"http://{url}" if url else "", fresh)
+
+
+def _keep_handler(on_sigterm: Any) -> None:
+    """Ray puts its own SIGTERM handler in place, which leaves at once: ours unwinds first."""
+    if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)

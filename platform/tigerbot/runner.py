@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tigerbot.errors import InputError, TigerError
+from tigerbot.notify import notify
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import ServeSpec, Spec
 from tigerbot.tracking import deliver_leftovers
@@ -75,9 +76,15 @@ def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
             print(f"{spec.name}: done already ({run.folder})", flush=True)
             deliver_leftovers(run)
             return run.state["result"]
-        return function(run)
+        result = function(run)
+        notify("done", spec)
+        return result
     except TigerError as error:
         run.fail(str(error))
+        notify("failed", spec, str(error))
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        notify("stopped", spec)
         raise
     finally:
         run.close()

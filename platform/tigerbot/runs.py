@@ -97,20 +97,21 @@ def open_run(spec: Spec, *, replace: bool = False) -> Run:
     if kept is None:
         write_json(folder / "spec.json", {"hash": identity, "spec": dumped})
     run = Run(spec=spec, hash=identity, folder=folder, _lock=lock)
-    if not run.done:
-        write_json(
-            folder / "state.json", {"status": "running", "hash": identity, "began": time.time(), "pid": os.getpid()}
-        )
+    if not run.done or spec.kind == "serve":
+        write_json(folder / "state.json", {"status": "running", "hash": identity, "began": time.time()})
     return run
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a living process works on the run in this folder."""
+def holder(folder: Path) -> int | None:
+    """The id of the living process that works on the run in this folder, if one does; 0 when it did not say."""
+    if not (folder / ".lock").exists():
+        return None
     try:
         hold_folder(folder).close()
-    except (IdentityError, FileNotFoundError):
-        return (folder / ".lock").exists()
-    return False
+    except IdentityError:
+        said = (folder / ".lock").read_text()
+        return int(said) if said.isdigit() else 0
+    return None
 
 
 def read_json(path: Path, default: Any) -> Any:
@@ -148,6 +149,10 @@ def hold_folder(folder: Path) -> Any:
     except BlockingIOError:
         lock.close()
         raise IdentityError(
-            "another process is working on this run", where=str(folder), fix="wait for it, or stop it with Ctrl-C"
+            "another process is working on this run", where=str(folder), fix="wait for it, or stop it with `tiger stop`"
         ) from None
+    lock.seek(0)
+    lock.truncate()
+    lock.write(str(os.getpid()))
+    lock.flush()
     return lock

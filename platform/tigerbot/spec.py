@@ -57,12 +57,16 @@ class Tracking(Part):
 
 
 class ModelSource(Part):
-    """Where weights come from: exactly one of the four, and the tokenizer's folder where it is elsewhere."""
+    """Where weights come from: exactly one of the four, and the tokenizer's folder where it is elsewhere.
+
+    `weights` is a DeepSpeed checkpoint whose float32 masters replace the weights of that one.
+    """
 
     preset: str | None = None
     path: str | None = None
     hub: str | None = None
     gguf: str | None = None
+    weights: str | None = None
     tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
 
@@ -393,7 +397,7 @@ def spec_hash(spec: Spec) -> str:
 
 def spec_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `field: old -> new` of the identity fields that differ between two dumped specs."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     keys = [key for key in sorted({*before, *after}) if key.split(".")[0] not in _NOT_IDENTITY]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
 
@@ -412,13 +416,14 @@ def json_schema(kind: str) -> dict[str, Any]:
     return KINDS[kind].model_json_schema()
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted fields."""
     if not isinstance(value, dict):
         return {prefix: value}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

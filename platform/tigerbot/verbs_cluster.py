@@ -70,11 +70,24 @@ def logs(
         raise ClusterError(f"the job failed ({state.message})", where=state.id, fix="submit it again to resume")
 
 
-def stop(name: Annotated[str, typer.Argument(metavar="NAME")], cluster: ClusterUrl = LOCAL) -> None:
-    """Stop a job and wait until it has ended. Example: tiger stop town --cluster http://head:8265"""
-    from tigerbot.jobs import stop as stop_job
+def stop(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a run or endpoint of this machine, or a cluster's job")],
+    cluster: ClusterUrl = LOCAL,
+    folder: Annotated[Path, typer.Option("--in", metavar="FOLDER", help="where runs of this machine are")] = Path(
+        "tiger-runs"
+    ),
+) -> None:
+    """Stop a run or an endpoint here, or a cluster's job, and wait until it has ended. Example: tiger stop town"""
+    from tigerbot.living import living, stop_run
 
-    print(stop_job(name, cluster).line())
+    here = [run for run in living(folder) if run.name == name]
+    for run in here:
+        stop_run(run)
+        print(f"{run.name}: stopped" + ("" if run.kind == "serve" else "; the same command continues it"))
+    if not here:
+        from tigerbot.jobs import stop as stop_job
+
+        print(stop_job(name, cluster).line())
 
 
 def doctor(

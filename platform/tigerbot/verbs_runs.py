@@ -1,4 +1,4 @@
-"""The verbs `runs` and `export`. Each imports what it needs when it runs."""
+"""The verbs about runs on this machine: `status`, `runs` and `export`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,77 @@ from typing import Annotated
 
 import typer
 
+Folder = Annotated[Path, typer.Option("--in", metavar="FOLDER", help="a storage folder")]
+RUNS = Path("tiger-runs")
+runs_app = typer.Typer(help="Runs of a storage folder: list, compare, delete, collect old checkpoints.")
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the `tiger` command."""
-    app.command()(runs)
+    app.command()(status)
+    app.add_typer(runs_app, name="runs")
     app.command()(export)
 
 
-def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="a storage folder")] = Path("tiger-runs"),
-) -> None:
-    """List the runs of a storage folder: kind, state, size. Example: tiger runs tiger-runs/demo"""
+def status(folder: Folder = RUNS) -> None:
+    """Say what is running on this machine: jobs with their step, endpoints with their health. Example: tiger status"""
+    from tigerbot.living import living
+
+    found = living(folder)
+    for run in found:
+        print(run.line())
+    if not found:
+        print(f"nothing runs in {folder} (on a cluster: tiger jobs)")
+
+
+@runs_app.callback(invoke_without_command=True)
+def runs(context: typer.Context, folder: Folder = RUNS) -> None:
+    """List the runs of a storage folder: kind, state, size. Example: tiger runs --in tiger-runs/demo"""
+    if context.invoked_subcommand is not None:
+        return
     from tigerbot.listing import listed
 
     found = listed(folder)
     for one in found:
-        print(f"{one.name:<24} {one.kind:<7} {one.state:<12} {one.size_bytes / 1e6:>9.1f} MB  {one.note}")
+        print(one.line())
+    print(
+        f"{len(found)} runs, {sum(one.size_bytes for one in found) / 1e9:.2f} GB" if found else f"no runs in {folder}"
+    )
+
+
+@runs_app.command()
+def compare(first: str, second: str, folder: Folder = RUNS) -> None:
+    """Show where two runs differ, in spec and result. Example: tiger runs compare a b --in tiger-runs"""
+    from tigerbot.listing import compared
+
+    for line in compared(folder, (first, second)):
+        print(line)
+
+
+@runs_app.command()
+def delete(
+    name: str, folder: Folder = RUNS, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False
+) -> None:
+    """Remove a run and its checkpoints; MLflow keeps its rows. Example: tiger runs delete old --yes"""
+    from tigerbot.listing import delete as delete_run
+
+    if not yes:
+        typer.confirm(f"remove {folder / name} for good?", abort=True)
+    print(f"freed {delete_run(folder, name) / 1e6:.1f} MB")
+
+
+@runs_app.command()
+def collect(
+    folder: Folder = RUNS, keep: Annotated[int, typer.Option("--keep", min=1, help="checkpoints of each run")] = 1
+) -> None:
+    """Drop old checkpoints of runs that are done. Example: tiger runs collect --keep 1"""
+    from tigerbot.listing import collect as collect_checkpoints
+
+    found = collect_checkpoints(folder, keep)
+    for name, dropped in found:
+        print(f"{name}: {dropped} checkpoints dropped")
     if not found:
-        print(f"no runs in {folder}")
+        print("nothing to drop")
 
 
 def export(

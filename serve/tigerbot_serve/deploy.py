@@ -17,7 +17,8 @@ from typing import Any
 
 from tigerbot.cluster import Cluster, connect
 from tigerbot.errors import InputError, ModelError, ServeError, TigerError
-from tigerbot.runs import Run
+from tigerbot.living import ENDPOINT
+from tigerbot.runs import Run, write_json
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.gateway.app import LOOPBACK
 from tigerbot_serve.gateway.keys import KeyRing
@@ -51,6 +52,7 @@ def run(run: Run) -> dict[str, Any]:
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
+        write_json(run.folder / ENDPOINT, {"url": endpoint.url})
         print(f"chat page  {endpoint.url}/\nAPI        {endpoint.url}/v1\nCtrl-C stops it.", flush=True)
         while not ended.wait(1.0):
             pass
@@ -58,6 +60,7 @@ def run(run: Run) -> dict[str, Any]:
         print("stopping", flush=True)
     finally:
         signal.signal(signal.SIGTERM, before)
+        (run.folder / ENDPOINT).unlink(missing_ok=True)
         endpoint.stop()
     return run.finish({"url": endpoint.url})
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tigerbot.errors import IdentityError
-from tigerbot.runs import Run, is_held, open_run, read_json
+from tigerbot.runs import Run, holder, open_run, read_json
 from tigerbot.spec import parse_spec
 
 
@@ -47,7 +47,7 @@ def test_another_spec_under_the_name_is_refused_with_the_difference(tmp_path: Pa
     with pytest.raises(IdentityError, match=r"train.tokens: 100 -> 200.*--replace"):
         open_run(spec(tmp_path, train={"tokens": 200}))
 
-    assert not is_held(tmp_path / "x")
+    assert holder(tmp_path / "x") is None
 
 
 def test_replace_begins_anew_and_keeps_the_old_one(tmp_path: Path) -> None:
@@ -63,6 +63,7 @@ def test_replace_begins_anew_and_keeps_the_old_one(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     mine = open_run(spec(tmp_path))
+    assert holder(mine.folder) == os.getpid()
     story = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_runs, pathlib\n"
         "from tigerbot.errors import IdentityError\n"

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 import zstandard
@@ -26,6 +26,7 @@ from tigerbot.spec import CorpusSource
 
 ROLES = {"system", "user", "assistant"}
 Row = str | list[Message]
+T = TypeVar("T")
 
 
 @dataclass
@@ -86,9 +87,8 @@ def read_rows(path: Path, source: CorpusSource, report: Report, max_row_bytes: i
         raise DataError(f"cannot be read to its end ({error})", where=str(path), fix="fetch the file again") from None
 
 
-def clean(rows: Iterator[Row], source: CorpusSource, report: Report) -> Iterator[Row]:
-    """Normalise, drop the short and the exact duplicates."""
-    seen: set[int] = set()
+def clean(rows: Iterator[Row], source: CorpusSource, report: Report) -> Iterator[tuple[bytes, Row]]:
+    """Normalise, drop the short; each row comes with the digest that its exact duplicates share."""
     for row in rows:
         tidy = (
             _tidy(row) if isinstance(row, str) else [Message(role=m["role"], content=_tidy(m["content"])) for m in row]
@@ -97,13 +97,19 @@ def clean(rows: Iterator[Row], source: CorpusSource, report: Report) -> Iterator
         if len(key) < source.min_chars or not key.strip():
             report.dropped["too short"] += 1
             continue
-        digest = xxhash.xxh3_128_intdigest(" ".join(key.casefold().split()).encode())
+        yield xxhash.xxh3_128_digest(" ".join(key.casefold().split()).encode()), tidy
+
+
+def unique(rows: Iterator[tuple[bytes, T]], source: CorpusSource, report: Report) -> Iterator[T]:
+    """The first row of every digest, where the source wants that."""
+    seen: set[bytes] = set()
+    for digest, row in rows:
         if source.deduplicate and digest in seen:
             report.dropped["duplicate"] += 1
             continue
         seen.add(digest)
         report.kept += 1
-        yield tidy
+        yield row
 
 
 @dataclass(frozen=True)

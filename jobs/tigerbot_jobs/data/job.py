@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tigerbot.chat import Message, encode_chat, encode_plain
+from tigerbot.cluster import connect
 from tigerbot.errors import DataError
 from tigerbot.models import load_tokenizer, tokenizer_hash
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json, write_json, write_text
 from tigerbot.spec import CorpusSource, CorpusSpec
 from tigerbot.tokens import write_shards
-from tigerbot_jobs.data.documents import Report, Row, clean, files_of, read_rows
+from tigerbot_jobs.data.documents import Report, Row, clean, files_of, read_rows, unique
 from tigerbot_jobs.data.pack import Document, pack
+from tigerbot_jobs.data.parallel import read_files
 from tigerbot_jobs.data.sources import world_rows
 from tigerbot_jobs.data.tokenizer import train_tokenizer
 from tigerbot_jobs.data.world import languages_of
@@ -28,6 +33,15 @@ def run(run: Run) -> dict[str, Any]:
     for source in spec.sources:
         if source.path is not None:
             files_of(source)  # a missing file is said before anything is done
+    cluster = connect(None, num_cpus=os.cpu_count()) if any(map(_is_large, spec.sources)) else None
+    try:
+        return run.finish(_packed(run, spec))
+    finally:
+        if cluster is not None:
+            cluster.stop()
+
+
+def _packed(run: Run, spec: CorpusSpec) -> dict[str, Any]:
     tokenizer_folder = _tokenizer(run, spec)
     report = read_json(run.folder / "report.json", {})
     with stage("packing tokens", total=len(spec.sources), unit="sources") as shown:
@@ -43,15 +57,17 @@ def run(run: Run) -> dict[str, Any]:
             f"  {name}: {counts['tokens']:,} tokens of {counts['kept']:,} rows"
             + (f"; dropped {dropped}" if dropped else "")
         )
-    return run.finish({"tokenizer": str(tokenizer_folder), "sources": report})
+    return {"tokenizer": str(tokenizer_folder), "sources": report}
 
 
 def pack_file(path: str, format: str, tokenizer_folder: str, sequence_length: int, folder: Path) -> Path:
     """Pack one JSONL file for a train spec that names it directly."""
     source = CorpusSource.model_validate({"name": "file", "path": path, "format": format})
     report = Report()
-    rows = clean(_file_rows(source, report, 16_000_000), source, report)
-    _write(rows, tokenizer_folder, sequence_length, folder, where=path)
+    rows = unique(clean(_file_rows(source, report, 16_000_000), source, report), source, report)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    documents = (_document(row, tokenizer) for row in rows)
+    _write(documents, tokenizer_folder, sequence_length, folder, where=path)
     return folder
 
 
@@ -72,8 +88,8 @@ def _pack_source(
     run: Run, spec: CorpusSpec, source: CorpusSource, tokenizer_folder: Path, folder: Path
 ) -> dict[str, Any]:
     report = Report()
-    rows = _rows(source, spec, report)
-    tokens = _write(rows, str(tokenizer_folder), spec.sequence_length, folder, where=source.path or source.name)
+    documents = _documents(source, spec, report, str(tokenizer_folder))
+    tokens = _write(documents, str(tokenizer_folder), spec.sequence_length, folder, where=source.path or source.name)
     if report.rejects:
         lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in report.rejects)
         write_text(run.folder / f"rejects-{source.name}.jsonl", lines)
@@ -86,9 +102,24 @@ def _pack_source(
     return report.as_dict() | {"tokens": tokens}
 
 
-def _write(rows: Iterable[Row], tokenizer_folder: str, sequence_length: int, folder: Path, *, where: str) -> int:
+def _documents(source: CorpusSource, spec: CorpusSpec, report: Report, tokenizer_folder: str) -> Iterator[Document]:
+    """Token ids of every row: in this process, or through Ray Data where there is more than one file."""
+    if _is_large(source):
+        files = files_of(source)
+        found = read_files(files, source, tokenizer_folder, _document, spec.max_row_bytes, report)
+        yield from unique(found, source, report)
+        return
     tokenizer = load_tokenizer(tokenizer_folder)
-    documents = [_document(row, tokenizer) for row in rows]
+    for row in _rows(source, spec, report):
+        yield _document(row, tokenizer)
+
+
+def _is_large(source: CorpusSource) -> bool:
+    return source.path is not None and len(files_of(source)) > 1
+
+
+def _write(found: Iterable[Document], tokenizer_folder: str, sequence_length: int, folder: Path, *, where: str) -> int:
+    tokenizer, documents = load_tokenizer(tokenizer_folder), list(found)
     if not documents:
         raise DataError("holds no usable row", where=where, fix="look at its rows, or at min_chars")
     sequences = pack(documents, sequence_length, pad_id=tokenizer.pad_token_id)
@@ -106,8 +137,9 @@ def _write(rows: Iterable[Row], tokenizer_folder: str, sequence_length: int, fol
 def _document(row: Row, tokenizer: Any) -> Document:
     if isinstance(row, str):
         ids = [tokenizer.bos_token_id, *encode_plain(tokenizer, row), tokenizer.eos_token_id]
-        return Document(ids, [True] * len(ids))
-    return Document(*encode_chat(tokenizer, row))
+        return Document(np.array(ids, np.int32), np.ones(len(ids), bool))
+    ids, loss = encode_chat(tokenizer, row)
+    return Document(np.array(ids, np.int32), np.array(loss, bool))
 
 
 def _rows(source: CorpusSource, spec: CorpusSpec, report: Report) -> Iterator[Row]:
@@ -117,7 +149,7 @@ def _rows(source: CorpusSource, spec: CorpusSpec, report: Report) -> Iterator[Ro
             report.kept += 1
             yield row
         return
-    yield from clean(_file_rows(source, report, spec.max_row_bytes), source, report)
+    yield from unique(clean(_file_rows(source, report, spec.max_row_bytes), source, report), source, report)
 
 
 def _file_rows(source: CorpusSource, report: Report, max_row_bytes: int) -> Iterator[Row]:

@@ -17,10 +17,10 @@ from tigerbot.tokens import Packed
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids and which of them carry loss."""
+    """Token ids and which of them carry loss; arrays, since lists of a corpus would take ten times the memory."""
 
-    ids: Sequence[int]
-    loss: Sequence[bool]
+    ids: Sequence[int] | np.ndarray
+    loss: Sequence[bool] | np.ndarray
 
 
 def pack(documents: Iterable[Document], length: int, *, pad_id: int, seed: int = 1) -> list[Packed]:

@@ -59,6 +59,9 @@ def run(run: Run) -> dict[str, Any]:
     except TigerError:
         tracked.finish("FAILED")
         raise
+    except (KeyboardInterrupt, SystemExit):
+        tracked.finish("KILLED")
+        raise
     finally:
         tracker.close()
 

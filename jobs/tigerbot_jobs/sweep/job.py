@@ -19,6 +19,8 @@ from tigerbot_jobs.sweep.target import Target, load_target
 
 # Tune's own loggers write three files a trial and slow its loop; MLflow and the ledger hold everything.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# It would take Ctrl-C for an ordinary end of the trials; the ledger keeps what a restart needs.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables ignore `verbose=0`; progress is ours
 # It looks for the files of the loggers that are off, and complains of every trial.
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
@@ -47,6 +49,9 @@ def run(run: Run) -> dict[str, Any]:
         return run.finish(result)
     except TigerError:
         parent.finish("FAILED")
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        parent.finish("KILLED")
         raise
     finally:
         ledger.close()

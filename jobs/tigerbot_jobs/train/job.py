@@ -53,7 +53,7 @@ def run(run: Run) -> dict[str, Any]:
     except TigerError:
         tracked.finish("FAILED")
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         tracked.finish("KILLED")
         raise
     finally:
@@ -70,6 +70,8 @@ def _checked(run: Run, spec: TrainSpec) -> WorkerJob:
         preset_config(spec.model.preset, 512)
     elif spec.model.path and not Path(spec.model.path).is_dir():
         raise ModelError("there is no such folder", where=spec.model.path, fix="correct model.path")
+    if spec.model.weights and not Path(spec.model.weights).is_dir():
+        raise ModelError("there is no such folder", where=spec.model.weights, fix="correct model.weights")
     tokenizer = tokenizer_folder(spec.model)
     wanted = tokenizer_hash(_tokenizer_exists(tokenizer))
 

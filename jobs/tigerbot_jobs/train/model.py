@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tigerbot.deepspeed_weights import load_deepspeed_weights
 from tigerbot.errors import ModelError
 from tigerbot.models import add_lora, build, load_model, load_tokenizer
 from tigerbot.spec import ModelSource, TrainSpec
@@ -86,6 +87,8 @@ def make_model(spec: TrainSpec) -> Any:
     tokenizer = load_tokenizer(tokenizer_folder(spec.model))
     preset = spec.model.preset
     model: Any = build(preset, len(tokenizer), spec.train.seed) if preset else load_model(spec.model)
+    if spec.model.weights:
+        load_deepspeed_weights(model, spec.model.weights)
     known = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > known:
         raise ModelError(

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +150,60 @@ def test_a_real_chinese_file_packs(tmp_path: Path) -> None:
     result = corpus(tmp_path, real)
 
     assert result["sources"]["s"]["kept"] > 30_000
+
+
+def test_a_gigabyte_in_one_line_is_skipped_within_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:  # a hole in the file: it takes no disk
+        file.write(jsonl([f"row {i} 第{i}行" for i in range(200)]) + b'{"text": "')
+        file.seek(2**30, 1)
+        file.write(b'"}\n' + jsonl(["after 之后"]))
+    (tmp_path / "spec.yaml").write_text(
+        f"kind: corpus\nname: c\nsources: [{{name: s, path: {path}}}]\ntokenizer: {{vocab_size: 512}}\n"
+        f"sequence_length: 32\nstorage: {{uri: {tmp_path}/runs}}\n"
+    )
+    measured = (
+        "import resource, tigerbot.cli as c\ntry:\n    c.main()\nfinally:\n"
+        "    print('MiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", measured, "run", str(tmp_path / "spec.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert "too long" in done.stdout and done.returncode == 0
+    assert int(done.stdout.split("MiB")[-1]) < 1000
+    assert json.loads((tmp_path / "runs/c/rejects-s.jsonl").read_text())["line"] == 201
+
+
+def test_many_files_through_ray_data_give_the_shards_of_one(tmp_path: Path) -> None:
+    texts = [f"{row} {index // 7}" for index, row in enumerate(ROWS * 5)]
+    parts = [jsonl(texts[:200]), jsonl(texts[200:350]) + b"not json\n", jsonl(texts[350:])]
+    for index, part in enumerate(parts):
+        (tmp_path / f"part-{index}.jsonl").write_bytes(part)
+    (tmp_path / "whole.jsonl").write_bytes(b"".join(parts))
+
+    many = corpus(tmp_path, tmp_path / "part-*.jsonl")
+    one = corpus(tmp_path / "one", tmp_path / "whole.jsonl")
+
+    assert many["sources"] == one["sources"] and many["sources"]["s"]["dropped"]["not JSON"] == 1
+    manifests = [json.loads((tmp_path / f"{run}/c/tokens/s/manifest.json").read_text()) for run in ("runs", "one/runs")]
+    assert manifests[0] == manifests[1]
+    reject = json.loads((tmp_path / "runs/c/rejects-s.jsonl").read_text())
+    assert reject["file"].endswith("part-1.jsonl") and reject["line"] == 151
+
+
+def test_one_broken_file_of_many_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(ROWS)))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(ROWS * 50))[:-30])
+    train_tokenizer(ROWS, 512, tmp_path / "tokenizer")
+    raw = {"kind": "corpus", "name": "c", "sources": [{"name": "s", "path": str(tmp_path / "*.gz")}]}
+    raw |= {"tokenizer": {"path": str(tmp_path / "tokenizer")}, "storage": {"uri": str(tmp_path / "runs")}}
+
+    with pytest.raises(DataError, match=r"b.jsonl.gz: cannot be read to its end"):
+        run_spec(parse_spec(raw))
+
+    assert not (tmp_path / "runs/c/tokens/s").exists()
