@@ -33,19 +33,23 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self._autocast = autocast
+        if autocast is not None:
+            _rotate_in(autocast, model)
         self._whole = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
 
     def forward(self, ids_nT: Tensor, labels_nT: Tensor, positions_nT: Tensor) -> Tensor:
         """Sum of the cross-entropies of the labels that count, float32."""
-        # One document a sequence is plain causal attention, which needs no mask and has a faster kernel.
-        mask_n1TT = None if bool((positions_nT[:, 1:] > 0).all()) else packed_mask(positions_nT)
+        # One document a sequence is plain causal attention, which needs no mask and has a faster kernel; its positions
+        # are the same in every row.
+        alone = bool((positions_nT[:, 1:] > 0).all())
+        mask_n1TT = None if alone else packed_mask(positions_nT)
         targets = labels_nT[:, 1:]
         counted = targets != IGNORE
         with torch.autocast(ids_nT.device.type, self._autocast or torch.float32, enabled=self._autocast is not None):
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
             inputs = {
                 "input_ids": ids_nT,
-                "position_ids": positions_nT,
+                "position_ids": positions_nT[:1] if alone else positions_nT,
                 "attention_mask": mask_n1TT,
                 "use_cache": False,
             }
@@ -57,6 +61,17 @@ class LanguageModel(nn.Module):
                 hidden_xD = hidden_nTD.flatten(0, 1) if bool(counted.all()) else hidden_nTD[counted]
                 logits_xV = base.get_output_embeddings()(hidden_xD)
         return nn.functional.cross_entropy(logits_xV.float(), targets[counted], reduction="sum")
+
+
+def _rotate_in(dtype: torch.dtype, model: Any) -> None:
+    """Turn queries and keys in the dtype of the matrices they come out of, as models in that dtype do on a GPU.
+
+    Under autocast the angles are float32, and would lift every query and key of every layer to float32 and back.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    rotary = getattr(base.get_decoder(), "rotary_emb", None)
+    if rotary is not None:
+        rotary.register_forward_hook(lambda module, inputs, angles: tuple(part.to(dtype) for part in angles))
 
 
 def packed_mask(positions_nT: Tensor) -> Tensor:
