@@ -13,6 +13,7 @@ from tigerbot.models import model_hash, preset_config, tokenizer_hash
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json
 from tigerbot.spec import TrainSpec
+from tigerbot.storage import open_store
 from tigerbot.tokens import TokenShards
 from tigerbot.tracking import track
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
@@ -184,16 +185,33 @@ def _cause(error: Exception, job: WorkerJob) -> Exception:
 
 
 def _result(run: Run) -> dict[str, Any]:
-    trained = read_json(run.folder / "trained.json", None)
+    trained = read_json(run.folder / "trained.json", None) or _fetched(run)
     if trained is None:
         raise InputError("training ended without a model", where=str(run.folder), fix="run it again")
     rows = read_rows(run.folder / "metrics.jsonl")
     held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
     rates = sorted(row["tokens_per_second"] for row in rows)
-    return trained | {
-        "model": str((run.folder / "model").absolute()),
-        "loss": rows[-1]["loss"],
-        "validation_loss": held_out[-1] if held_out else None,
-        "tokens_per_second": rates[len(rates) // 2],
-        "mfu": rows[-1].get("mfu"),
-    }
+    uri = run.spec.storage.uri
+    published = {"published": f"{uri.rstrip('/')}/{run.spec.name}/model"} if uri.startswith("s3://") else {}
+    return (
+        trained
+        | published
+        | {
+            "model": str((run.folder / "model").absolute()),
+            "loss": rows[-1]["loss"],
+            "validation_loss": held_out[-1] if held_out else None,
+            "tokens_per_second": rates[len(rates) // 2],
+            "mfu": rows[-1].get("mfu"),
+        }
+    )
+
+
+def _fetched(run: Run) -> dict[str, Any] | None:
+    """What rank 0 published from another node, brought here."""
+    if not run.spec.storage.uri.startswith("s3://"):
+        return None
+    store = open_store(run.spec.storage.uri)
+    store.fetch_folder(f"{run.spec.name}/model", run.folder / "model")
+    for name in ("metrics.jsonl", "trained.json"):
+        store.get_file(f"{run.spec.name}/{name}", run.folder / name)
+    return read_json(run.folder / "trained.json", None)

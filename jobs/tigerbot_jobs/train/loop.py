@@ -132,7 +132,16 @@ class _RankRun:
         self._engine.save(load_tokenizer(self._tokenizer), folder / "model", base_folder(self._spec))
         if self._rank == 0:
             write_json(folder / "trained.json", {"steps": self._step, "tokens": self._tokens(self._step)})
+            self._publish(folder)
         dist.barrier()
+
+    def _publish(self, folder: Path) -> None:
+        """Where storage is a bucket, the model goes there too: rank 0's node may not be the driver's."""
+        uri = self._spec.storage.uri
+        if uri.startswith("s3://"):
+            open_store(uri).commit_folder(folder / "model", f"{self._spec.name}/model")
+            for name in ("metrics.jsonl", "trained.json"):
+                open_store(uri).put_file(folder / name, f"{self._spec.name}/{name}")
 
     def _restore(self) -> int:
         key = self._checkpoints.latest()

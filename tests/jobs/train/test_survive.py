@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -90,6 +91,31 @@ def test_a_killed_worker_is_replaced_within_the_same_command(
     assert process.wait(timeout=240) == 0
     assert fingerprint(raw, STEPS) == undisturbed
     assert read_json(tmp_path / "survivor/state.json", {})["status"] == "done"
+
+
+@pytest.mark.soak
+def test_killed_again_and_again_it_still_reaches_the_same_bits(
+    corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """Eight times at any moment: while Ray starts, in a step, in a checkpoint."""
+    raw = spec_of(corpus, "survivor", tmp_path)
+    command = [*TIGER, str(as_file(raw, tmp_path))]
+    for _ in range(8):
+        process = subprocess.Popen(command)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=random.uniform(2, 30))
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        psutil.wait_procs(children, timeout=90)
+
+    subprocess.run(command, check=True, timeout=200)
+
+    assert fingerprint(raw, STEPS) == undisturbed
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select name, status from runs").fetchall() == [("survivor", "FINISHED")]
+        steps = database.execute("select step from metrics where key = 'loss' order by step").fetchall()
+    assert [step for (step,) in steps] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
