@@ -36,11 +36,10 @@ class Endpoint:
     _cluster: Cluster
 
     def stop(self) -> None:
-        """Take it down, and with it the Ray that was started for it."""
+        """Take it down, and with it the Ray that was started for it. Others on a shared cluster stay."""
         from ray import serve
 
         serve.delete(self._name)
-        serve.shutdown()
         self._cluster.stop()
 
 
@@ -83,6 +82,8 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
     _check_members(spec)
     spec = _resolved(spec)
     cluster = connect(None, num_cpus=max(os.cpu_count() or 1, spec.scale.replicas))
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         _start_proxy(spec)
         _run_app(spec, keys)
@@ -106,8 +107,6 @@ def _run_app(spec: ServeSpec, keys: KeyRing) -> None:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
     )
-    for name in ("ray.serve", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         serve.run(
             deployment.bind(),
@@ -161,6 +160,7 @@ def _start_proxy(spec: ServeSpec) -> None:
     except RayServeException:
         running = False
     if running:
+        _same_port(spec)
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -175,6 +175,21 @@ def _start_proxy(spec: ServeSpec) -> None:
         http_options={"host": spec.http.host, "port": spec.http.port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
+
+
+def _same_port(spec: ServeSpec) -> None:
+    """A cluster has one proxy: an ensemble on another port would never be reached."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    port = client.http_config.port
+    if port != spec.http.port:
+        raise InputError(
+            f"this cluster's Serve listens on port {port} already",
+            where=f"http.port: {spec.http.port}",
+            fix=f"set http.port={port}, or serve on another cluster",
+        )
 
 
 def _check_members(spec: ServeSpec) -> None:
