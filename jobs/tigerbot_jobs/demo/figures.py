@@ -32,9 +32,9 @@ def chart(series: Sequence[Series], *, x: str, y: str, log_x: bool = False) -> s
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y)} over {html.escape(x)}">']
     for value, place in up.ticks():
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{short(value)}</text>')
     for value, place in across.ticks():
-        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.3g}</text>')
+        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(value)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x)}</text>')
     parts.append(
         f'<text transform="translate(12 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{html.escape(y)}</text>'
@@ -42,9 +42,11 @@ def chart(series: Sequence[Series], *, x: str, y: str, log_x: bool = False) -> s
     for index, s in enumerate(kept):
         parts += _drawn(s, COLOURS[index % len(COLOURS)], across, up)
         parts.append(
-            f'<rect x="{WIDTH - 150}" y="{TOP + 16 * index}" width="10" height="10" fill="{COLOURS[index % 6]}"/>'
+            f'<rect x="{WIDTH - 24}" y="{TOP + 16 * index}" width="10" height="10" fill="{COLOURS[index % 6]}"/>'
         )
-        parts.append(f'<text x="{WIDTH - 135}" y="{TOP + 9 + 16 * index}">{html.escape(s.name)}</text>')
+        parts.append(
+            f'<text x="{WIDTH - 30}" y="{TOP + 9 + 16 * index}" text-anchor="end">{html.escape(s.name)}</text>'
+        )
     return "".join([*parts, "</svg>"])
 
 
@@ -83,6 +85,23 @@ def _drawn(s: Series, colour: str, across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
+def short(value: float) -> str:
+    """A number in few characters: 1.5M, 20k, 0.35, 2e-05."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(value) < 1000 * size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _round_between(low: float, high: float) -> list[float]:
+    """About five round numbers from low to high."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(low / step)
+    return [step * (first + index) for index in range(7) if step * (first + index) <= high]
+
+
 class _Scale:
     """Values to pixels, linear or logarithmic."""
 
@@ -95,10 +114,15 @@ class _Scale:
     def __call__(self, value: float) -> float:
         return self.start + (self._in(value) - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, count: int = 5) -> list[tuple[float, float]]:
-        inner = [self.low + (self.high - self.low) * (i + 0.5) / count for i in range(count)]
-        values = [10**v if self.log else v for v in inner]
-        return [(value, self(value)) for value in values]
+    def ticks(self) -> list[tuple[float, float]]:
+        """Round values (1, 2 or 5 times a power of ten) with their places."""
+        if self.log and self.high - self.low > 1:
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        else:
+            low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+            values = _round_between(low, high)
+        return [(value, self(value)) for value in values if self.low <= self._in(value) <= self.high]
 
     def _in(self, value: float) -> float:
         return math.log10(value) if self.log else value

@@ -190,4 +190,27 @@ def _sweep(sweep: dict[str, Any]) -> str:
 
 
 def _heads(heads: dict[str, Any]) -> str:
-    return f"<pre>{html.escape(json.dumps(heads.get('metrics', heads), indent=1, ensure_ascii=False))}</pre>"
+    """What the heads are worth on unseen entities, and what p_dev says where nobody told the model anything."""
+    metrics = heads.get("metrics", {})
+    names = {
+        "auroc": "AUROC",
+        "placebo_auroc": "AUROC, shuffled labels",
+        "auprc": "AUPRC",
+        "base_rate": "base rate",
+        "ece": "ECE",
+        "tokens": "tokens",
+    }
+    rows = [
+        f"<tr><td>{head}</td>" + "".join(f"<td>{metrics[head].get(name, float('nan')):.4g}</td>" for name in names)
+        for head in ("p_dev", "p_div")
+        if head in metrics
+    ]
+    top = "".join(f"<th>{title}</th>" for title in ("head", *names.values()))
+    unknown = metrics.get("unknown", {})
+    known = (
+        f"<p class=note>p_dev of guesses about what nobody told it: {unknown['p_dev_absent']:.2f}; of true answers: "
+        f"{unknown['p_dev_known']:.2f}; AUROC between the two: {unknown['auroc']:.3f}</p>"
+        if unknown
+        else ""
+    )
+    return f"<table><tr>{top}</tr>{''.join(rows)}</table>{known}"

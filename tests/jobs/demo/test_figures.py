@@ -17,6 +17,12 @@ def test_any_points_give_a_picture(points: list[tuple[float, float]], log_x: boo
     ElementTree.fromstring(picture)
 
 
+def test_ticks_are_round_numbers() -> None:
+    picture = chart([Series("a", [(0.0, 0.1), (2_300_000.0, 0.9)])], x="tokens", y="loss")
+
+    assert all(f">{tick}<" in picture for tick in ("500k", "1M", "2M", "0.2", "0.8"))
+
+
 def test_heat_map_shows_text_as_text_and_both_layers() -> None:
     page = heat_map([{"text": "<script>", "p_div": 0.25, "p_dev": None, "w": 0.5}, {"text": "虎", "p_dev": 0.75}])
 
