@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tigerbot.runner import run_spec
@@ -70,6 +72,18 @@ def make_corpus(folder: Path) -> Corpus:
     }
     run_spec(parse_spec(raw))
     return Corpus(folder / "corpus")
+
+
+def kill_driver(process: subprocess.Popen) -> None:
+    """SIGKILL, and wait until its workers, which notice a moment later, write nothing more."""
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ray::" in "".join(child.cmdline()[:1])
+    ]
+    process.kill()
+    process.wait()
+    psutil.wait_procs(workers, timeout=90)
 
 
 def fingerprint(raw: dict[str, Any], step: int = 12) -> dict[str, str]:

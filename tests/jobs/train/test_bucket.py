@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from small_corpus import Corpus, as_file
+from small_corpus import Corpus, as_file, kill_driver
 
 from tigerbot.models import load_model
 from tigerbot.storage import open_store
@@ -56,10 +53,7 @@ def test_another_machine_goes_on_from_the_bucket(corpus: Corpus, bucket: str, tm
     while not open_store(bucket).committed("far/checkpoints"):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.1)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(children, timeout=90)
+    kill_driver(process)
 
     done = subprocess.run([*TIGER, path], cwd=second, capture_output=True, text=True, timeout=200)
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from small_corpus import Corpus, as_file, fingerprint
+from small_corpus import Corpus, as_file, fingerprint, kill_driver
 
 from tigerbot.runs import read_json
 from tigerbot_jobs.train.metrics import read_rows
@@ -78,10 +78,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
 def test_a_flipped_byte_is_found_and_the_advice_works(corpus: Corpus, tmp_path: Path) -> None:
     raw = spec_of(corpus, tmp_path)
     process = begun(raw, tmp_path, 7)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(children, timeout=90)
+    kill_driver(process)
     newest = max((tmp_path / "faulty/checkpoints").glob("*/MANIFEST.json")).parent
     file = newest / "rank-00000.safetensors"
     data = bytearray(file.read_bytes())
