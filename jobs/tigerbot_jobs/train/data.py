@@ -6,6 +6,7 @@ batches, and rank r of w takes the r-th contiguous part of them. This module kno
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def plan_batches(spec: TrainSpec, world_size: int) -> BatchPlan:
             fix=f"set it to {world_size * length}",
         )
     micro = min(loop.micro_batch, sequences // world_size)
-    micro_steps = -(-(-(-sequences // micro)) // world_size)
+    micro_steps = math.ceil(math.ceil(sequences / micro) / world_size)
     return BatchPlan(sequences, micro, micro_steps, max(1, round(loop.tokens / (sequences * length))))
 
 

@@ -27,7 +27,6 @@ from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble
 from tigerbot_jobs.train.shard import ShardMeta, Slice
 
-
 Phase = Callable[[str], None]
 
 

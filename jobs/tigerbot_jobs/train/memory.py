@@ -1,10 +1,15 @@
 """TEMPORARY stand-in until the memory room arrives."""
+
 from __future__ import annotations
-import mmap, struct, time
+
+import mmap
+import struct
+import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from tigerbot_jobs.train.shard import Shard, ShardMeta, encode_header
 
 HEAD = 65536
@@ -43,16 +48,16 @@ class SnapshotBuffer:
         self.seq += 1
         slot = self.seq % 2
         ctl = 64 + slot * 64
-        self.map[ctl:ctl + 32] = _S.pack(self.seq, meta.step, meta.generation, 0)
+        self.map[ctl : ctl + 32] = _S.pack(self.seq, meta.step, meta.generation, 0)
         base = 4096 + slot * self.slot
         header = encode_header(meta, self.numels, self.head)
-        self.map[base:base + len(header)] = header
+        self.map[base : base + len(header)] = header
         at = base + len(header)
         for k, v in state.items():
             a = v.detach().cpu().numpy().reshape(-1)
-            self.np[at:at + a.nbytes].view(np.float32)[:] = a
+            self.np[at : at + a.nbytes].view(np.float32)[:] = a
             at += a.nbytes
-        self.map[ctl:ctl + 32] = _S.pack(self.seq, meta.step, meta.generation, 1)
+        self.map[ctl : ctl + 32] = _S.pack(self.seq, meta.step, meta.generation, 1)
         return time.perf_counter() - began
 
 
@@ -63,11 +68,11 @@ def read_snapshots(path):
     size, stride = struct.unpack("<QQ", m[0:16])
     for slot in range(2):
         ctl = 64 + slot * 64
-        seq, step, gen, ok = _S.unpack(m[ctl:ctl + 32])
+        seq, step, gen, ok = _S.unpack(m[ctl : ctl + 32])
         if not ok:
             continue
         base = 4096 + slot * stride
-        view = memoryview(m)[base:base + size]
+        view = memoryview(m)[base : base + size]
         out.append(Snapshot(Shard.over(view, str(path)).meta, base, size, view))
     return out
 

@@ -41,7 +41,9 @@ class Group:
         """
         wait = timedelta(seconds=MEET_S)
         if form.rank == 0:
-            self._store = dist.TCPStore(address, 0, form.world_size, is_master=True, timeout=wait, wait_for_workers=False)
+            self._store = dist.TCPStore(
+                address, 0, form.world_size, is_master=True, timeout=wait, wait_for_workers=False
+            )
             link.send(Meet(form.generation, f"{address}:{self._store.port}"))
         else:
             host, _, port = link.meet(form.generation, MEET_S).rpartition(":")

@@ -14,7 +14,7 @@ import hmac
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tigerbot_jobs.train.ledger import Ledger
@@ -127,7 +127,11 @@ class Hub:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True, name="hub")
         self._header: dict[str, Any] | None = None
-        persister.persist_on, persister.ask_for_snapshot, persister.log = self.persist_on, self._ask_for_snapshot, self._log
+        persister.persist_on, persister.ask_for_snapshot, persister.log = (
+            self.persist_on,
+            self._ask_for_snapshot,
+            self._log,
+        )
         self._address: asyncio.Future[str] = self._loop.create_future()
         self._started = threading.Event()
 
@@ -185,8 +189,10 @@ class Hub:
                     await asyncio.wait_for(peer.writer.drain(), 1)
             self._finished.set()
             await asyncio.sleep(0.2)  # the stops are on their way
-            for task in self._tasks:
-                task.cancel()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = None
@@ -199,7 +205,7 @@ class Hub:
             while line := await reader.readline():
                 peer.seen = time.monotonic()
                 self._take(peer, say.decode(line))
-        except (ValueError, ConnectionError, asyncio.TimeoutError, asyncio.LimitOverrunError):
+        except (TimeoutError, ValueError, ConnectionError, asyncio.LimitOverrunError):
             pass  # as a connection that closed
         finally:
             writer.close()
@@ -243,7 +249,7 @@ class Hub:
         if rank >= 0 and not self._leaving:
             self._fault(fault, hello.worker, rank, hello.node, evidence)
         if ended:
-            self._end("fault")
+            self._judge(None, f"{hello.worker}: {evidence}")
 
     def _take(self, peer: Peer, message: say.Message) -> None:
         worker = peer.hello.worker
@@ -289,7 +295,8 @@ class Hub:
             self._watch.beat(Beat(*about, in_phase_s=pulse.in_phase_s, cpu_s=pulse.cpu_s, node=peer.hello.node))
         if pulse.steps:
             self._step = int(pulse.steps[-1][0])
-            self._bugs.progressed(self._step)
+            self._steps_since_fault += len(pulse.steps)
+            self._furthest = max(self._furthest, self._step)
             self._log(
                 "steps",
                 generation=pulse.generation,
@@ -381,7 +388,9 @@ class Hub:
 
     def _member_out(self, peer: Peer, message: say.Out) -> None:
         worker = peer.hello.worker
-        if message.error is not None and (message.generation == 0 or self._rendezvous.is_member(worker, message.generation)):
+        if message.error is not None and (
+            message.generation == 0 or self._rendezvous.is_member(worker, message.generation)
+        ):
             self._spawn(self._keep_then(Verdict("failed", message.error)))
             return
         if not self._rendezvous.is_member(worker, message.generation):
@@ -434,12 +443,25 @@ class Hub:
 
     def _bug(self, peer: Peer, message: say.Out) -> None:
         self._fault("exception", peer.hello.worker, self._rank_of(peer.hello.worker), peer.hello.node, message.text)
-        judged = self._bugs.seen(BugKey.parse(message.key))
-        if judged.stop:
+        self._log("traceback", worker=peer.hello.worker, text=message.trace)
+        exception, frame, step = message.key.rsplit("|", 2)
+        self._judge(BugKey(exception, frame, int(step)), message.text)
+
+    def _judge(self, key: BugKey | None, text: str) -> None:
+        """After a fault: the next generation, unless it is a bug, or nothing gets further."""
+        judged = self._bugs.failed(
+            key, batch=None, steps_since=self._steps_since_fault, furthest=self._furthest, line=text
+        )
+        self._steps_since_fault = 0
+        if judged.action == "stop":
             self._leaving = True
-            self._spawn(self._keep_then(Verdict("failed", _as_error(message, judged.evidence))))
-            return
+            error = {"type": "TigerError", "what": judged.evidence, "where": f"step {self._step}"}
+            fix = "the ledger has its traceback; the same command goes on from there" if key else "see the ledger"
+            self._spawn(self._keep_then(Verdict("failed", error | {"fix": fix})))
         self._end("fault")
+
+    _steps_since_fault = 0
+    _furthest = 0
 
     def _fault(self, fault: str, worker: str, rank: int, node: str, evidence: str) -> None:
         self._faults += 1
@@ -493,7 +515,7 @@ class Hub:
             self._rendezvous.end()
         if worker:
             self._end_worker(worker, hang.evidence)
-        self._end("fault")
+        self._judge(None, hang.evidence)
 
     def _end_worker(self, worker: str, reason: str) -> None:
         """A worker that does not answer is killed by its node's keeper, and is lost whether that succeeds or not."""
@@ -598,7 +620,7 @@ class Hub:
             await asyncio.sleep(0.05)
         keeper = self._keepers.get(node)
         if keeper is None:
-            raise asyncio.TimeoutError
+            raise TimeoutError
         return await self._ask(keeper, make, timeout_s)
 
     async def _ask(self, keeper: Peer, make: Callable[[int], say.Message], timeout_s: float) -> Any:
@@ -649,7 +671,3 @@ class Hub:
             self._conclude(
                 Verdict("failed", {"type": "TigerError", "what": f"the hub failed: {error!r}", "where": "", "fix": ""})
             )
-
-
-def _as_error(message: say.Out, evidence: str) -> dict[str, str]:
-    return {"type": "TigerError", "what": f"{message.text} ({evidence})", "where": f"step {message.step}", "fix": ""}

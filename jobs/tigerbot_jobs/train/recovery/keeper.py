@@ -66,7 +66,9 @@ class Keeper:
         self._server = _Server((address, 0), token, SHM / f"tiger-{run_id}", self._folder)
         threading.Thread(target=self._server.serve_forever, daemon=True, name="shards").start()
         served = f"{address}:{self._server.server_address[1]}"
-        hello = say.Hello(token, "keeper", f"keeper-{self._node}", self._node, socket.gethostname(), served, os.getpid(), ray_node)
+        hello = say.Hello(
+            token, "keeper", f"keeper-{self._node}", self._node, socket.gethostname(), served, os.getpid(), ray_node
+        )
         self._link = Link(hub, hello, self._take)
         threading.Thread(target=self._mirror, daemon=True, name="mirror").start()
 

@@ -163,7 +163,9 @@ class Persister:
                     self.log("persisted", step=snapshot.step, seconds=round(took, 3), size_bytes=size_bytes)
                     return
                 if problem != self._problem:
-                    self.log("fault_seen", fault="storage", worker="", rank=-1, node="", step=snapshot.step, evidence=problem)
+                    self.log(
+                        "fault_seen", fault="storage", worker="", rank=-1, node="", step=snapshot.step, evidence=problem
+                    )
                 self._problem = problem
                 if final or wait_s is None or epoch != self._epoch:
                     return

@@ -6,7 +6,6 @@ there for the keeper, and the step goes on.
 
 from __future__ import annotations
 
-import socket
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 from torch import Tensor
 
 from tigerbot.storage import open_store
-from tigerbot_jobs.train import reshard, zero_state
 from tigerbot_jobs.train.checkpoint import Checkpoints
 from tigerbot_jobs.train.engine import Engine
 from tigerbot_jobs.train.loop import Prepared, Progress
@@ -22,7 +20,7 @@ from tigerbot_jobs.train.memory import SnapshotBuffer, interval, read_snapshots
 from tigerbot_jobs.train.recovery.keeper import dial, fetch_range
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Saved, ShardAt
-from tigerbot_jobs.train.shard import Shard
+from tigerbot_jobs.train.shard import Shard, ShardMeta
 
 
 class Tier:

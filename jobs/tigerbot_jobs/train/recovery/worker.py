@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,8 @@ from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Ready, Restored, Stop
 from tigerbot_jobs.train.recovery.tier import Tier
-from tigerbot_jobs.train.watch.bugs import BugKey, describe, is_communication_error
-from tigerbot_jobs.train.watch.guard import LossGuard, newest
+from tigerbot_jobs.train.watch.bugs import describe, is_communication_error
+from tigerbot_jobs.train.watch.guard import LossGuard
 
 COLLECTIVE_S = 1800.0  # the last resort: the hub's watch calls a generation off long before
 
@@ -197,7 +196,9 @@ def _failed(generation: int, step: int, error: Exception, link: Link | None) -> 
         parts = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
     key, text = describe(error, step=step)
     trace = "".join(traceback.format_exception(error))[-8000:]
-    return Out(generation, step, "bug", text=text, key=f"{key.exception}|{key.frame}|{key.step}", trace=trace, error=parts)
+    return Out(
+        generation, step, "bug", text=text, key=f"{key.exception}|{key.frame}|{key.step}", trace=trace, error=parts
+    )
 
 
 def _ray_node() -> str:
