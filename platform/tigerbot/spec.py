@@ -143,9 +143,18 @@ class Scale(Part):
 
 
 class FaultTolerance(Part):
+    """How a run survives. Everything is on by itself.
+
+    `auto`: a snapshot into memory as often as costs 2%, into storage by Young and Daly from measured cost and failures,
+    hung ranks by what their phases usually take. `max_failures: -1` goes on as long as there is progress.
+    """
+
+    snapshot_every_steps: Count | Literal["auto"] = "auto"
     checkpoint_every_s: Annotated[Real, Field(gt=0)] | Literal["auto"] = "auto"
     checkpoint_every_steps: Count | None = None
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    silence_s: Annotated[Real, Field(ge=1)] = 5.0
+    max_failures: Annotated[int, Field(ge=-1)] = -1
+    price_per_card_hour: Annotated[Real, Field(ge=0)] | None = None
 
 
 class Job(Part):

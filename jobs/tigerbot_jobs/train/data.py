@@ -1,49 +1,54 @@
 """What a rank reads: its part of every global batch. The whole state of reading is one integer, the step.
 
-Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size; rank r of w takes
-the r-th contiguous part of it, in micro batches. This module knows nothing about models or optimizers.
+Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size; it is cut into micro
+batches, and rank r of w takes the r-th contiguous part of them. This module knows nothing about models or optimizers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tigerbot.errors import DataError, SpecError
 from tigerbot.spec import DataSource, TrainSpec
-from tigerbot.tokens import Batch, Mixture, TokenShards
+from tigerbot.tokens import IGNORE, Batch, Mixture, TokenShards
 
 VALIDATION_SEQUENCES = 64  # of each source: held-out loss to about 1%, in about a second
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is cut.
+    """How a global batch is cut, the same on every rank.
 
     Attributes:
         sequences: B, of a global batch, over all ranks.
-        per_rank: of one rank in one step.
-        micro: of one forward pass.
+        micro: of one forward pass, at most.
+        micro_steps: forward passes of every rank in one step. Where the ranks do not divide the batch some of these
+            are empty: every rank must take part in every reduction.
         steps: optimizer steps of the whole run.
     """
 
     sequences: int
-    per_rank: int
     micro: int
+    micro_steps: int
     steps: int
 
-    @property
-    def micro_steps(self) -> int:
-        return -(-self.per_rank // self.micro)
+    def spans(self, rank: int, world_size: int) -> list[tuple[int, int]]:
+        """(first sequence of the global batch, how many) of every micro batch of a rank, contiguous over the ranks."""
+        cuts = [(begin, min(self.micro, self.sequences - begin)) for begin in range(0, self.sequences, self.micro)]
+        each, more = divmod(len(cuts), world_size)
+        begin = rank * each + min(rank, more)
+        mine = cuts[begin : begin + each + (rank < more)]
+        return mine + [(0, 0)] * (self.micro_steps - len(mine))
 
 
 def plan_batches(spec: TrainSpec, world_size: int) -> BatchPlan:
     """The plan of a spec on `world_size` ranks.
 
     Raises:
-        SpecError: the batch cannot be cut evenly.
+        SpecError: the batch is not whole sequences, or has fewer than there are ranks.
     """
     loop, length = spec.train, spec.data.sequence_length
     sequences, rest = divmod(loop.batch_tokens, length)
@@ -53,25 +58,25 @@ def plan_batches(spec: TrainSpec, world_size: int) -> BatchPlan:
             where=spec.name,
             fix=f"set it to {max(1, sequences) * length}",
         )
-    if sequences % world_size:
+    if sequences < world_size:
         raise SpecError(
             f"train.batch_tokens: {sequences} sequences cannot be shared by {world_size} workers",
             where=spec.name,
-            fix=f"set it to {-(-sequences // world_size) * world_size * length}",
+            fix=f"set it to {world_size * length}",
         )
-    per_rank = sequences // world_size
-    return BatchPlan(
-        sequences, per_rank, min(loop.micro_batch, per_rank), max(1, round(loop.tokens / (sequences * length)))
-    )
+    micro = min(loop.micro_batch, sequences // world_size)
+    micro_steps = -(-(-(-sequences // micro)) // world_size)
+    return BatchPlan(sequences, micro, micro_steps, max(1, round(loop.tokens / (sequences * length))))
 
 
 class TrainingData:
-    """The batches of one rank.
+    """The batches of a run, for any rank of any world size.
 
     Args:
         train: (shard folder, weight) of every source.
         validation: shard folders.
         tokenizer_hash: of the model's tokenizer.
+        verify: read every byte against its checksum now.
 
     Raises:
         DataError: a folder is not shards, was packed with another tokenizer, or at another length.
@@ -83,37 +88,40 @@ class TrainingData:
         train: list[tuple[Path, float]],
         validation: list[Path],
         *,
-        plan: BatchPlan,
         sequence_length: int,
         tokenizer_hash: str,
         seed: int,
-        rank: int,
-        world_size: int,
+        verify: bool,
     ) -> None:
         def opened(folder: Path) -> TokenShards:
-            # Rank 0 reads every byte against its checksum; the others trust it, and only check sizes.
-            shards = TokenShards(folder, sequence_length, verify=rank == 0)
+            # One rank reads every byte against its checksum; the others trust it, and only check sizes.
+            shards = TokenShards(folder, sequence_length, verify=verify)
             check_tokenizer(shards, tokenizer_hash)
             return shards
 
         self._mixture = Mixture([(opened(folder), weight) for folder, weight in train], seed)
         self._validation = [opened(folder) for folder in validation]
-        self._plan, self._rank, self._world_size = plan, rank, world_size
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's part of global batch `step`, in micro batches."""
-        plan = self._plan
-        begin = step * plan.sequences + self._rank * plan.per_rank
-        cuts = range(0, plan.per_rank, plan.micro)
-        return [self._mixture.batch(begin + cut, min(plan.micro, plan.per_rank - cut)) for cut in cuts]
+    def micro_batches(self, index: int, plan: BatchPlan, rank: int, world_size: int) -> list[Batch]:
+        """A rank's part of global batch `index`, in `plan.micro_steps` micro batches."""
+        begin = index * plan.sequences
+        return [
+            self._mixture.batch(begin + first, count) if count else _nothing(self._mixture.batch(begin, 1))
+            for first, count in plan.spans(rank, world_size)
+        ]
 
-    def validation_batches(self) -> list[Batch]:
-        """This rank's part of the held-out sequences, the same at every call."""
+    def validation_batches(self, micro: int, rank: int, world_size: int) -> list[Batch]:
+        """A rank's part of the held-out sequences, the same at every call."""
         found = []
         for shards in self._validation:
-            mine = np.arange(min(VALIDATION_SEQUENCES, len(shards)))[self._rank :: self._world_size]
-            found += [shards.batch(mine[at : at + self._plan.micro]) for at in range(0, len(mine), self._plan.micro)]
+            mine = np.arange(min(VALIDATION_SEQUENCES, len(shards)))[rank::world_size]
+            found += [shards.batch(mine[at : at + micro]) for at in range(0, len(mine), micro)]
         return found
+
+
+def _nothing(batch: Batch) -> Batch:
+    """A micro batch without a label: it costs a forward pass of one sequence and adds nothing to loss or gradient."""
+    return replace(batch, labels=np.full_like(batch.labels, IGNORE))
 
 
 def check_tokenizer(shards: TokenShards, wanted: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,45 @@ from tigerbot.errors import SpecError
 from tigerbot.models import save_model
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
+from tigerbot_jobs.train import zero_state
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
-from tigerbot_jobs.train.zero_state import read_state, write_state
+from tigerbot_jobs.train.reshard import Read, assemble
+from tigerbot_jobs.train.shard import ShardMeta, Slice
+
+
+Phase = Callable[[str], None]
 
 
 class Engine:
-    """A model that trains.
+    """A model that trains, in one process group.
 
     Args:
-        model: the causal LM, float32.
+        module: as `trained_module` makes it; it may have been in an engine that is closed, below ZeRO 3.
         loop: optimizer settings.
         deepspeed: passes through to DeepSpeed's config; `zero_stage: n` is short for `zero_optimization: {stage: n}`.
         plan: how a global batch is cut.
         device: of this rank.
+        on_phase: told what the engine does, for the heartbeat.
     """
 
     def __init__(
-        self, model: Any, loop: TrainLoop, deepspeed: dict[str, Any], plan: BatchPlan, device: torch.device
+        self,
+        module: LanguageModel,
+        loop: TrainLoop,
+        deepspeed: dict[str, Any],
+        plan: BatchPlan,
+        device: torch.device,
+        *,
+        on_phase: Phase | None = None,
     ) -> None:
         import deepspeed as ds
 
+        low_precision = precision_of(loop, device) == "bf16"
+        self.device, self.precision = device, precision_of(loop, device)
+        self._on_phase = on_phase or (lambda phase: None)
+        self.own_s = 0.0  # of the last step, in the forward passes: outside of any collective below ZeRO 3
         on_gpu = device.type == "cuda"
-        low_precision = loop.precision == "bf16" or (loop.precision == "auto" and (on_gpu or cpu_has_bf16()))
-        self.device, self.precision = device, "bf16" if low_precision else "fp32"
-        # On a GPU DeepSpeed keeps bf16 weights and float32 masters; on a CPU the weights stay float32 and only the
-        # matrix products run in bf16, which is where the time is.
-        module = LanguageModel(model, torch.bfloat16 if low_precision and not on_gpu else None)
         config = deepspeed_config(loop, deepspeed, plan, parameters=trainable(module), bf16=low_precision and on_gpu)
         adam = torch.optim.AdamW(_groups(module, loop.weight_decay), lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
         made = ds.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)
@@ -69,9 +81,15 @@ class Engine:
         # DeepSpeed divides by the number of micro batches and of ranks; we want one mean over tokens.
         scale = self._plan.micro_steps * self._world_size / max(counted_tokens, 1)
         total = torch.zeros((), device=self.device)
+        self.own_s = 0.0
         for batch in batches:
+            self._on_phase("forward")
+            began = time.perf_counter()
             loss = self._ds(*self._tensors(batch))
+            self.own_s += time.perf_counter() - began
+            self._on_phase("backward")
             self._ds.backward(loss * scale)
+            self._on_phase("step")
             self._ds.step()
             total += loss.detach()
         return total
@@ -93,16 +111,32 @@ class Engine:
         return float(self._ds.get_global_grad_norm() or 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's state; see `zero_state`."""
-        return read_state(self._ds)
+        """This rank's state as flat tensors, views of the engine's own memory; see `zero_state`."""
+        return zero_state.read_state(self._ds)
 
-    def restore(self, state: dict[str, Tensor], *, step: int) -> None:
-        write_state(self._ds, state, step=step)
+    def slices(self) -> list[Slice]:
+        """Where in the state's flat tensors which part of which parameter lies."""
+        return zero_state.slices(self._ds)
+
+    def assemble(self, shards: Sequence[ShardMeta], read: Read) -> None:
+        """Collective. Put a state back that was cut for any number of ranks and any stage."""
+        assemble(self._ds, shards, read)
+
+    def clear_padding(self) -> None:
+        """Make the bytes of a fresh state the run's alone."""
+        zero_state.clear_padding(self._ds)
 
     @property
     def zero_stage(self) -> int:
         """At stage 0 every rank holds the same whole state, so that one of them may keep it for all."""
         return self._ds.zero_optimization_stage()
+
+    def close(self) -> None:
+        """Give the module back, without hooks; below ZeRO 3 another engine may take it."""
+        self._ds.destroy()
+        for parameter in self._ds.module.parameters():
+            parameter.grad = None
+        self._ds = None
 
     def save(self, tokenizer: Any, folder: Path, base: Path | None) -> None:
         """Write the model (or its adapter) as a Hugging Face folder, from rank 0. Every rank must call it."""
@@ -124,6 +158,20 @@ class Engine:
         arrays = (batch.input_ids, batch.labels, batch.position_ids)
         ids, labels, positions = (torch.from_numpy(array.copy()).to(self.device) for array in arrays)
         return ids, labels, positions
+
+
+def trained_module(model: Any, loop: TrainLoop, device: torch.device) -> LanguageModel:
+    """A causal LM, float32, as an engine takes it."""
+    # On a GPU DeepSpeed keeps bf16 weights and float32 masters; on a CPU the weights stay float32 and only the
+    # matrix products run in bf16, which is where the time is.
+    on_cpu = precision_of(loop, device) == "bf16" and device.type == "cpu"
+    return LanguageModel(model, torch.bfloat16 if on_cpu else None)
+
+
+def precision_of(loop: TrainLoop, device: torch.device) -> str:
+    """bf16 or fp32."""
+    automatic = device.type == "cuda" or cpu_has_bf16()
+    return "bf16" if loop.precision == "bf16" or (loop.precision == "auto" and automatic) else "fp32"
 
 
 def deepspeed_config(

@@ -1,14 +1,15 @@
-"""`kind: train`: check everything that can be checked, then Ray Train runs the loop, and the driver follows it."""
+"""`kind: train`: check everything that can be checked, then the run goes on under its hub until it is done."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tigerbot.cluster import connect
-from tigerbot.errors import DataError, InputError, ModelError, TigerError
+from tigerbot.errors import ClusterError, DataError, InputError, ModelError, TigerError
 from tigerbot.models import model_hash, preset_config, tokenizer_hash
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json
@@ -18,8 +19,8 @@ from tigerbot.tokens import TokenShards
 from tigerbot.tracking import track
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
 from tigerbot_jobs.train.engine import deepspeed_config
-from tigerbot_jobs.train.loop import WorkerJob, threads_of, train_worker
-from tigerbot_jobs.train.metrics import Follower, Row, read_rows
+from tigerbot_jobs.train.loop import WorkerJob, threads_of
+from tigerbot_jobs.train.metrics import Row, append_row, read_rows
 from tigerbot_jobs.train.model import tokenizer_folder
 
 # A step frees the same large tensors that the next one wants. glibc would hand them back to the kernel and fault them
@@ -38,19 +39,17 @@ def run(run: Run) -> dict[str, Any]:
     assert isinstance(spec, TrainSpec)
     job = _checked(run, spec)
     tracker, tracked = track(run)
-    cluster = connect(None, num_cpus=max(os.cpu_count() or 1, math.ceil(_workers(spec) * spec.scale.cpus_per_worker)))
+    cluster = connect(None, num_cpus=_local_cpus(spec))
     try:
+        slots = _slots(spec)
         with stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
 
             def on_row(row: Row) -> None:
+                append_row(run.folder / "metrics.jsonl", row)
                 tracked.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
                 shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
 
-            follower = Follower(run.folder / "metrics.jsonl", on_row)
-            try:
-                _fit(job)
-            finally:
-                follower.close()
+            _supervise(job, on_row, slots, "127.0.0.1" if cluster.started_here else own_node_address())
         result = _result(run)
         if spec.register_as:
             tracked.register(spec.register_as, run.folder / "model")
@@ -131,57 +130,63 @@ def _absolute_storage(spec: TrainSpec) -> Any:
     return spec.storage if "://" in uri else spec.storage.model_copy(update={"uri": str(Path(uri).absolute())})
 
 
-def _fit(job: WorkerJob) -> None:
-    """Let Ray Train run the loop on every worker; it restarts them all when one dies.
+def _supervise(job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: str) -> None:
+    """Train under the hub.
 
     Raises:
-        TigerError: a rank failed for a reason that a restart does not mend, or too often.
+        TigerError: the run failed, for a reason that no recovery mends.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from tigerbot_jobs.train.recovery.run import Supervised, forget_memory
 
-    spec = job.spec
-    gpus = spec.scale.gpus_per_worker
     environment = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
     environment |= _KEEP_MEMORY
-    if not gpus:
+    if not job.spec.scale.gpus_per_worker:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]
-        train_loop_config=job,  # type: ignore[arg-type]
-        scaling_config=ScalingConfig(
-            num_workers=_workers(spec),
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": spec.scale.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=job.folder,
-            failure_config=FailureConfig(max_failures=spec.fault_tolerance.max_failures),
-            worker_runtime_env={"env_vars": environment},
-        ),
-    )
+    supervised = Supervised(job, on_row, host=host, slots=slots, environment=environment)
     try:
-        trainer.fit()
-    except Exception as error:
-        raise _cause(error, job) from None
+        supervised.wait()
+        forget_memory(job.spec, job.hash)
+    except (KeyboardInterrupt, SystemExit):
+        supervised.leave()
+        raise
+    finally:
+        supervised.close()
 
 
-def _cause(error: Exception, job: WorkerJob) -> Exception:
-    """The first error of ours among the ranks' failures, or the run's failure as one line."""
-    failures = getattr(error, "worker_failures", None) or {}
-    chain = [*failures.values(), error, error.__cause__]
-    for failure in chain:
-        while failure is not None:
-            if isinstance(failure, TigerError):
-                return failure
-            failure = getattr(failure, "cause", None) or failure.__cause__
-    lines = [line for f in failures.values() for line in str(f).splitlines() if line.strip()] or [str(error)]
-    return TigerError(
-        f"training failed: {lines[-1].strip()[:300]}",
-        where=job.spec.name,
-        fix=f"Ray's logs are in /tmp/ray/session_latest/logs/train; the same command goes on ({job.folder})",
-    )
+def _local_cpus(spec: TrainSpec) -> int:
+    """Logical CPUs of a cluster of this machine's own: every worker, and every standby the spec names, has a slot."""
+    standbys = spec.scale.standbys if isinstance(spec.scale.standbys, int) else 0
+    return max(os.cpu_count() or 1, math.ceil((_workers(spec) + standbys) * spec.scale.cpus_per_worker))
+
+
+def _slots(spec: TrainSpec) -> int:
+    """Workers that the cluster can hold.
+
+    Raises:
+        ClusterError: fewer than the run needs.
+    """
+    import ray
+
+    has, scale = ray.cluster_resources(), spec.scale
+    slots = int(has.get("CPU", 0) / scale.cpus_per_worker + 1e-6)
+    if scale.gpus_per_worker:
+        slots = min(slots, int(has.get("GPU", 0) / scale.gpus_per_worker + 1e-6))
+    low = scale.bounds[0]
+    if slots < low:
+        raise ClusterError(
+            f"wants at least {low} workers, the cluster can hold {slots} "
+            f"({has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs)",
+            where=f"{spec.name}: scale.workers",
+            fix="ask for fewer, or for less of each",
+        )
+    return slots
+
+
+def own_node_address() -> str:
+    """This node's address, as the rest of the cluster reaches it."""
+    import ray.util
+
+    return ray.util.get_node_ip_address()
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -212,6 +217,5 @@ def _fetched(run: Run) -> dict[str, Any] | None:
         return None
     store = open_store(run.spec.storage.uri)
     store.fetch_folder(f"{run.spec.name}/model", run.folder / "model")
-    for name in ("metrics.jsonl", "trained.json"):
-        store.get_file(f"{run.spec.name}/{name}", run.folder / name)
+    store.get_file(f"{run.spec.name}/trained.json", run.folder / "trained.json")
     return read_json(run.folder / "trained.json", None)

@@ -1,0 +1,93 @@
+"""Ray Train beneath us: it places the workers and replaces the dead; who trains with whom is the hub's.
+
+A backend with replica groups is the one path in Ray 2.60 that replaces only the worker that died. It is an internal
+attribute: where a later Ray no longer knows it, the whole group is restarted instead, and the same train function goes on
+from memory, only slower.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+
+from tigerbot_jobs.train.loop import WorkerJob
+from tigerbot_jobs.train.recovery.worker import train_worker
+
+HEALTH_CHECK_S = 0.2
+
+
+class _OwnGroups(_TorchBackend):
+    """No process group of Ray's: ours comes and goes with the generations."""
+
+    has_replica_groups: bool = True
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        pass
+
+    def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        pass
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        pass
+
+
+@dataclass
+class OwnGroups(TorchConfig):
+    """For `TorchTrainer(torch_config=...)`."""
+
+    @property
+    def backend_cls(self) -> type[_OwnGroups]:
+        return _OwnGroups
+
+
+class Workers:
+    """The workers of a run, kept by Ray Train from a thread of its own.
+
+    Args:
+        job: for every worker.
+        count: ranks and standbys.
+        environment: of every worker.
+    """
+
+    def __init__(self, job: WorkerJob, count: int, environment: dict[str, str]) -> None:
+        scale = job.spec.scale
+        gpus = scale.gpus_per_worker
+        self.error: Exception | None = None
+        self._trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]
+            train_loop_config=job,  # type: ignore[arg-type]
+            torch_config=OwnGroups(),
+            scaling_config=ScalingConfig(
+                num_workers=count,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": scale.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+                placement_strategy="SPREAD",
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=job.folder,
+                # The hub counts; a worker that Ray sees die is one to replace, as often as it takes.
+                failure_config=FailureConfig(max_failures=-1),
+                worker_runtime_env={"env_vars": environment},
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="ray-train")
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.error = error

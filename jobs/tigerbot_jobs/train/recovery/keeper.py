@@ -1,0 +1,285 @@
+"""One process a node, which outlives the workers: it keeps their snapshots safe and ends those that are stuck.
+
+It reads what the workers leave in shared memory (it needs no torch for that), copies every new snapshot to another
+node's keeper, uploads the ones that are to be kept, and serves shards to whoever restores. It dies with the driver; what
+is in shared memory does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tigerbot.errors import TigerError
+from tigerbot.storage import Store, open_store
+from tigerbot_jobs.train.memory import Snapshot, read_snapshots
+from tigerbot_jobs.train.recovery import messages as say
+from tigerbot_jobs.train.recovery.link import Link
+
+SHM = Path("/dev/shm")
+_MIRROR_S = 0.1
+_MIRRORS_KEPT = 2
+_FETCH_LIMIT = 64 * 2**30
+
+
+def node_name() -> str:
+    """What a node is called, the same after its processes have died: its host, or TIGER_NODE where one host plays several."""
+    return os.environ.get("TIGER_NODE") or socket.gethostname()
+
+
+def shm_folder(run_id: str, node: str) -> Path:
+    """Where the snapshots of a run lie on a node."""
+    return SHM / f"tiger-{run_id}" / node
+
+
+class Keeper:
+    """The keeper of one node for one run.
+
+    Args:
+        hub, token: where the hub is, and the run's secret.
+        run_id: names the run in shared memory.
+        uri: of the storage.
+        address: of this node, as others reach it.
+        ray_node: Ray's id of it.
+    """
+
+    def __init__(self, hub: str, token: str, run_id: str, uri: str, address: str, ray_node: str) -> None:
+        self._token, self._uri = token, uri
+        self._node = node_name()
+        self._folder = shm_folder(run_id, self._node)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._store: Store | None = None
+        self._peer = ""
+        self._end = threading.Event()
+        self._reason = ""
+        self._server = _Server((address, 0), token, SHM / f"tiger-{run_id}", self._folder)
+        threading.Thread(target=self._server.serve_forever, daemon=True, name="shards").start()
+        served = f"{address}:{self._server.server_address[1]}"
+        hello = say.Hello(token, "keeper", f"keeper-{self._node}", self._node, socket.gethostname(), served, os.getpid(), ray_node)
+        self._link = Link(hub, hello, self._take)
+        threading.Thread(target=self._mirror, daemon=True, name="mirror").start()
+
+    def serve(self) -> str:
+        """Until the hub stops it, or is gone; then shared memory is kept only if the run is to go on."""
+        self._end.wait()
+        self._server.shutdown()
+        if self._reason == "done":
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folder.parent.rmdir()
+        return self._reason
+
+    def _take(self, message: say.Message) -> None:
+        match message:
+            case say.Look():
+                self._link.send(say.Held(message.request, self._inventory()))
+            case say.Persist():
+                threading.Thread(target=self._persist, args=(message,), daemon=True).start()
+            case say.Mirror():
+                self._peer = message.address
+            case say.Kill():
+                threading.Thread(target=self._kill, args=(message,), daemon=True).start()
+            case say.Stop():
+                self._reason = message.reason
+                self._end.set()
+
+    # What is here.
+
+    def _inventory(self) -> list[say.ShardAt]:
+        found = [self._shard_at(path, one) for path in self._folder.glob("worker-*") for one in _snapshots(path)]
+        for path in self._folder.glob("mirror-*"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(_mirrored(path, self._node, self._served))
+        return found
+
+    @property
+    def _served(self) -> str:
+        return f"{self._server.server_address[0]}:{self._server.server_address[1]}"
+
+    def _shard_at(self, path: Path, one: Snapshot) -> say.ShardAt:
+        meta = one.meta
+        return say.ShardAt(
+            str(path), one.offset, one.size, self._node, self._served,
+            meta.step, meta.generation, meta.rank, meta.world_size, meta.zero_stage,
+        )  # fmt: skip
+
+    # To storage.
+
+    def _persist(self, order: say.Persist) -> None:
+        began = time.monotonic()
+        files, problem = [], ""
+        try:
+            self._store = self._store or open_store(self._uri)
+            for path, rank in order.files:
+                image = _copied(Path(path), order.step, order.generation)
+                if image is None:
+                    raise LookupError(f"gone: the snapshot of step {order.step} was overwritten before it was read")
+                files.append(self._upload(self._store, f"{order.key}/rank-{rank:05d}.safetensors", image))
+        except (TigerError, OSError, LookupError) as error:
+            problem = str(error)
+        self._link.send(say.Put(order.request, files, time.monotonic() - began, problem))
+
+    def _upload(self, store: Store, key: str, image: bytes) -> dict[str, Any]:
+        # Through a file of this node's memory: the store reads files, and the slot will be written again.
+        staged = self._folder / f"upload-{os.getpid()}-{key.rsplit('/', 1)[1]}"
+        staged.write_bytes(image)
+        try:
+            store.put_file(staged, key)
+        finally:
+            staged.unlink(missing_ok=True)
+        return {"path": key.rsplit("/", 1)[1], "size_bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()}
+
+    # To a peer.
+
+    def _mirror(self) -> None:
+        sent: dict[str, int] = {}
+        while not self._end.wait(_MIRROR_S):
+            peer = self._peer
+            if not peer:
+                continue
+            for path in self._folder.glob("worker-*"):
+                with contextlib.suppress(OSError, ValueError):
+                    newest = max(_snapshots(path), key=lambda one: one.meta.step, default=None)
+                    if newest is None or sent.get(path.name) == newest.meta.step:
+                        continue
+                    image = _copied(path, newest.meta.step, newest.meta.generation)
+                    if image is not None:
+                        about = {"name": path.name, "step": newest.meta.step, "generation": newest.meta.generation}
+                        about |= {"rank": newest.meta.rank, "world_size": newest.meta.world_size}
+                        push_shard(peer, self._token, about | {"zero_stage": newest.meta.zero_stage}, image)
+                        sent[path.name] = newest.meta.step
+
+    # The stuck.
+
+    def _kill(self, order: say.Kill) -> None:
+        stacks = self._folder / f"stacks-{order.pid}"
+        with contextlib.suppress(OSError):
+            os.kill(order.pid, signal.SIGUSR1)  # the worker's faulthandler writes them; a stopped process does not
+            time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            os.kill(order.pid, signal.SIGKILL)
+        text = stacks.read_text(errors="replace") if stacks.exists() else ""
+        self._link.send(say.Killed(order.request, text))
+
+
+def _snapshots(path: Path) -> list[Snapshot]:
+    with contextlib.suppress(OSError, ValueError, TigerError):
+        return read_snapshots(path)
+    return []
+
+
+def _copied(path: Path, step: int, generation: int) -> bytes | None:
+    """The image of a snapshot, if it was whole before and after it was copied."""
+    if path.name.startswith("mirror-"):
+        return path.read_bytes() if path.exists() else None
+
+    def find() -> Snapshot | None:
+        return next((s for s in _snapshots(path) if (s.meta.step, s.meta.generation) == (step, generation)), None)
+
+    found = find()
+    if found is None:
+        return None
+    image = bytes(found.view)
+    return image if find() is not None else None
+
+
+def _mirrored(path: Path, node: str, served: str) -> say.ShardAt:
+    """mirror-<worker>.<step>.<generation>.<rank>.<world>.<stage>"""
+    step, generation, rank, world_size, stage = map(int, path.name.rsplit(".", 5)[1:])
+    return say.ShardAt(str(path), 0, path.stat().st_size, node, served, step, generation, rank, world_size, stage)
+
+
+# The wire between keepers, and between keepers and workers: a JSON line, then bytes.
+
+
+def push_shard(address: str, token: str, about: dict[str, Any], image: bytes) -> None:
+    """Give a copy of a shard to another node's keeper."""
+    with _dial(address) as peer:
+        line = json.dumps({"token": token, "put": about, "size": len(image)}).encode() + b"\n"
+        peer.sendall(line)
+        peer.sendall(image)
+        peer.recv(1)
+
+
+def fetch_range(peer: socket.socket, token: str, path: str, begin: int, end: int) -> bytes:
+    """Bytes [begin, end) of a file of another node."""
+    peer.sendall(json.dumps({"token": token, "get": path, "begin": begin, "end": end}).encode() + b"\n")
+    data = bytearray(end - begin)
+    view, got = memoryview(data), 0
+    while got < len(data):
+        count = peer.recv_into(view[got:])
+        if count == 0:
+            raise ConnectionError(f"Connection closed by peer while reading {path}")
+        got += count
+    return bytes(data)
+
+
+def _dial(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+dial = _dial
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], token: str, root: Path, folder: Path) -> None:
+        self.token, self.root, self.folder = token, root.resolve(), folder
+        super().__init__(address, _Handler)
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            while line := self.rfile.readline(65_536):
+                asked = json.loads(line)
+                if not hmac.compare_digest(str(asked["token"]), self.server.token):
+                    return
+                if "put" in asked:
+                    self._put(asked["put"], int(asked["size"]))
+                else:
+                    self._get(asked["get"], int(asked["begin"]), int(asked["end"]))
+
+    def _get(self, path: str, begin: int, end: int) -> None:
+        resolved = Path(path).resolve()
+        if not resolved.is_relative_to(self.server.root) or not 0 <= begin <= end:
+            raise ValueError(path)
+        with resolved.open("rb") as file:
+            self.connection.sendfile(file, begin, end - begin) if end > begin else None
+
+    def _put(self, about: dict[str, Any], size: int) -> None:
+        numbers = [int(about[name]) for name in ("step", "generation", "rank", "world_size", "zero_stage")]
+        name = f"mirror-{Path(about['name']).name}." + ".".join(map(str, numbers))
+        staged = self.server.folder / f"in-{threading.get_ident()}"
+        with staged.open("wb") as file:
+            _copy(self.rfile, file, min(size, _FETCH_LIMIT))
+        staged.replace(self.server.folder / name)
+        older = sorted(self.server.folder.glob(f"mirror-{Path(about['name']).name}.*"), key=lambda p: p.stat().st_mtime)
+        for path in older[:-_MIRRORS_KEPT]:
+            path.unlink(missing_ok=True)
+        self.wfile.write(b"\n")
+
+
+def _copy(source: Any, target: BinaryIO, size: int) -> None:
+    while size:
+        data = source.read(min(size, 1 << 20))
+        if not data:
+            raise ValueError("cut off")
+        target.write(data)
+        size -= len(data)

@@ -1,0 +1,216 @@
+"""A worker's life under Ray Train: make ready once, then one generation after another until there is nothing left to do.
+
+No error leaves it for Ray to see, except that the hub cannot be reached: a generation that breaks is left, said to the
+hub, and the process, with its model and whatever it compiled, waits for the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tigerbot.errors import TigerError
+from tigerbot_jobs.train.data import plan_batches
+from tigerbot_jobs.train.engine import Engine, connect_ranks, precision_of
+from tigerbot_jobs.train.loop import Outcome, Prepared, RankRun, WorkerJob, make_engine
+from tigerbot_jobs.train.metrics import Row
+from tigerbot_jobs.train.recovery.group import Group, use_interface_of
+from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
+from tigerbot_jobs.train.recovery.link import Link
+from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Ready, Restored, Stop
+from tigerbot_jobs.train.recovery.tier import Tier
+from tigerbot_jobs.train.watch.bugs import BugKey, describe, is_communication_error
+from tigerbot_jobs.train.watch.guard import LossGuard, newest
+
+COLLECTIVE_S = 1800.0  # the last resort: the hub's watch calls a generation off long before
+
+
+def train_worker(job: WorkerJob) -> None:
+    """What Ray Train runs on every worker."""
+    from ray.train.torch import get_device
+
+    Worker(job, get_device()).live()
+
+
+class Worker:
+    """One process.
+
+    Args:
+        job: what every rank is given.
+        device: of this process.
+    """
+
+    def __init__(self, job: WorkerJob, device: torch.device) -> None:
+        self._job, self._device = job, device
+        self._node = node_name()
+        self._name = f"{self._node}-{os.getpid()}"
+        self._address = own_address(job.hub)
+        use_interface_of(self._address)
+        folder = shm_folder(job.run_id, self._node)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._snapshots = folder / f"worker-{self._name}"
+        # The keeper asks for the stacks of a process that is stuck, in whatever it is stuck.
+        self._stacks = (folder / f"stacks-{os.getpid()}").open("w")
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        hello = Hello(
+            job.token, "worker", self._name, self._node, socket.gethostname(), self._address, os.getpid(), _ray_node()
+        )
+        self._link = Link(job.hub, hello)
+
+    def live(self) -> None:
+        """Until the hub says stop, or is gone."""
+        try:
+            prepared = self._prepare()
+        except Exception as error:
+            self._link.send(_failed(0, 0, error, None))
+            self._link.order()
+            return
+        self._link.send(Ready())
+        while not isinstance(order := self._link.order(), Stop):
+            out = self._generation(prepared, order)
+            self._link.flush()
+            self._link.leave()
+            self._link.send(out)
+        self._link.close()
+
+    def _prepare(self) -> Prepared:
+        """Everything that takes time and needs no rank, so that a standby steps in within a fraction of a second."""
+        import deepspeed  # noqa: F401
+
+        prepared = Prepared(self._job, self._device, verify=_first_worker())
+        prepared.module(fresh=True)
+        prepared.peak_flops(precision_of(self._job.spec.train, self._device))
+        return prepared
+
+    def _generation(self, prepared: Prepared, form: Form) -> Out:
+        """Take part in one generation; how it ended for this rank."""
+        group, engine, run = Group(self._device), None, None
+        self._link.enter(form, group.break_out)
+        began = time.monotonic()
+        try:
+            group.form(form, self._link, self._address, COLLECTIVE_S)
+            connect_ranks(form.rank, form.world_size, self._device)
+            plan = plan_batches(self._job.spec, form.world_size)
+            fresh = form.tier == "none" or stage_of(self._job.spec.deepspeed) == 3
+            engine = make_engine(prepared, plan, fresh=fresh, on_phase=self._link.phase)
+            self._link.send(Formed(form.generation, time.monotonic() - began))
+            began = time.monotonic()
+            tier = Tier(prepared, form, self._link, self._snapshots, self._node)
+            guard = _guard(form)
+            run = RankRun(prepared, engine, plan, tier, _Told(self._link, form.generation, tier), guard)
+            self._link.send(Restored(form.generation, run.step, form.tier, time.monotonic() - began))
+            outcome = run.train()
+            if outcome.why == "done":
+                run.finish()
+            return _left(form, outcome, guard)
+        except Exception as error:
+            prepared_again = not is_communication_error(error)
+            if prepared_again:
+                prepared.forget_module()
+            return _failed(form.generation, run.step if run else form.step, error, self._link)
+        finally:
+            self._close(prepared, engine)
+            group.leave()
+
+    def _close(self, prepared: Prepared, engine: Engine | None) -> None:
+        if engine is None:
+            return
+        try:
+            engine.close()
+        except Exception:
+            prepared.forget_module()  # its hooks may still be on the module
+
+
+class _Told:
+    """The hub is told."""
+
+    def __init__(self, link: Link, generation: int, tier: Tier) -> None:
+        self._link, self._generation, self._tier = link, generation, tier
+
+    def phase(self, phase: str, step: int) -> None:
+        self._link.phase(phase, step)
+
+    def step_done(self, row: list[float], own_s: float) -> None:
+        self._tier.spent(row[1] - row[3] - row[5])
+        self._link.step_done(row, own_s)
+
+    def log(self, row: Row) -> None:
+        self._link.log(row)
+
+    def say(self, kind: str, **about: Any) -> None:
+        self._link.say(kind, **about)
+
+    def paused(self) -> bool:
+        return self._link.paused(self._generation)
+
+
+def own_address(hub: str) -> str:
+    """This machine's address on the side of the hub."""
+    host, _, port = hub.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as probe:
+        return probe.getsockname()[0]
+
+
+def stage_of(deepspeed: dict[str, Any]) -> int:
+    """The ZeRO stage a spec asks for."""
+    return deepspeed.get("zero_stage", deepspeed.get("zero_optimization", {}).get("stage", 2))
+
+
+def _guard(form: Form) -> LossGuard:
+    guard = LossGuard()
+    if form.guard:
+        guard.restore(form.guard, step=form.step)
+    return guard
+
+
+def _left(form: Form, outcome: Outcome, guard: LossGuard) -> Out:
+    if outcome.why == "stop":
+        error = {"type": "TigerError", "what": outcome.text, "where": f"step {outcome.step}", "fix": ""}
+        return Out(form.generation, outcome.step, "stop", error=error)
+    back = outcome.rollback
+    return Out(
+        form.generation,
+        outcome.step,
+        outcome.why,
+        text=outcome.text,
+        rollback_to=back.to if back else -1,
+        skip=list(back.skip) if back else None,
+        guard=guard.state() if back else {},
+    )
+
+
+def _failed(generation: int, step: int, error: Exception, link: Link | None) -> Out:
+    """What an exception means to the hub: a peer went away, a bug, or a mistake that no retry mends."""
+    if link is not None and (is_communication_error(error) or link.over(generation)):
+        return Out(generation, step, "communication", text=" ".join(str(error).split())[:500])
+    parts = None
+    if isinstance(error, TigerError):
+        parts = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+    key, text = describe(error, step=step)
+    trace = "".join(traceback.format_exception(error))[-8000:]
+    return Out(generation, step, "bug", text=text, key=f"{key.exception}|{key.frame}|{key.step}", trace=trace, error=parts)
+
+
+def _ray_node() -> str:
+    import ray
+
+    with contextlib.suppress(Exception):
+        return ray.get_runtime_context().get_node_id()
+    return ""
+
+
+def _first_worker() -> bool:
+    import ray.train
+
+    with contextlib.suppress(Exception):
+        return ray.train.get_context().get_world_rank() == 0
+    return True
