@@ -98,7 +98,7 @@ class LossGuard:
         self._warmup_steps, self._margin_steps, self._same_place = warmup_steps, margin_steps, same_place
         self._max_rollbacks, self._slow_factor, self._slow_steps = max_rollbacks, slow_factor, slow_steps
         self._sound: list[Sound] = []
-        self._bad: list[int] = []  # consecutive steps until now that were not sound
+        self._bad: list[int] = []  # steps that were not sound, with no sound one between or after
         self._rollbacks: list[tuple[int, int]] = []  # (first bad step, last)
         self._slow: tuple[int, int] = (0, 0)
         self.skips = SkipList()
@@ -109,10 +109,11 @@ class LossGuard:
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         reason = self._why_a_spike(loss, grad_norm) if finite else f"loss {loss:g}, gradient norm {grad_norm:g}"
         if not reason:
-            self._bad = []
+            if self._bad and step >= self._bad[-1]:  # a step done again on the way there ends no row
+                self._bad = []
             self._sound = [*self._sound[1 - WINDOW_STEPS :], Sound(step, loss, grad_norm)]
             return Keep()
-        self._bad.append(step)
+        self._bad = [*(at for at in self._bad if at < step), step]
         if len(self._bad) >= IN_A_ROW:
             return self._go_back(step, reason)
         return Keep(f"step {step}: {reason}") if finite else Skip(step, f"step {step} is not applied: {reason}")
@@ -149,8 +150,6 @@ class LossGuard:
         """What a return to an earlier step has made undone was never seen."""
         if self._sound and self._sound[-1].step >= step:
             self._sound = [one for one in self._sound if one.step < step]
-        if self._bad and self._bad[-1] != step - 1:
-            self._bad = []
 
     def _why_a_spike(self, loss: float, norm: float) -> str:
         if len(self._sound) < self._warmup_steps:

@@ -105,7 +105,7 @@ class HangWatch:
         elif beat.generation < known.beat.generation:
             known.heard_at = now  # late by a network's whim: it lives, and says nothing new
             return
-        elif (beat.generation, beat.seq) != (known.beat.generation, known.beat.seq):
+        elif _place(beat) != _place(known.beat):
             self._learn(known, beat, now)
         known.note_cpu(now, beat.cpu_s)
         known.beat, known.heard_at = beat, now
@@ -272,3 +272,8 @@ class HangWatch:
             deadline_s,
             evidence,
         )
+
+
+def _place(beat: Beat) -> tuple[int, int, str]:
+    """The phase belongs to it: a beat may fall between the change of a phase and that of its number."""
+    return beat.generation, beat.seq, beat.phase

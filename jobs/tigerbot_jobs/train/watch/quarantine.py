@@ -27,7 +27,8 @@ SOFT = frozenset({"process", "hang", "partition"})  # others (a NaN, an exceptio
 HOUR_S = 3600.0
 HARDWARE_FAULTS, HARDWARE_WINDOW_S, HARDWARE_OUT_S = 2, 24 * HOUR_S, 24 * HOUR_S
 SOFT_FAULTS, SOFT_HALF_LIFE_S, SOFT_OUT_S = 3.0, 6 * HOUR_S, 6 * HOUR_S
-_ROUNDING = 0.1  # three soft faults within the hour are three, though the first has decayed a little
+INCIDENT_S = 60.0  # every worker of a lost node reports it: one incident
+_ROUNDING = 0.2  # three soft faults within the hour are three, though the first has decayed a little
 _KEPT_S = 30 * 24 * HOUR_S
 
 
@@ -170,17 +171,26 @@ def _sentence(faults: list[NodeFault], now: float) -> Quarantined | None:
     last = faults[-1]
     if last.kind in NEVER_HEALS:
         return Quarantined(last.node, now, None, f"{last.kind}, which does not heal")
-    hardware = [fault for fault in faults if fault.kind in HARDWARE and fault.at > now - HARDWARE_WINDOW_S]
+    hardware = _incidents([fault for fault in faults if fault.kind in HARDWARE and fault.at > now - HARDWARE_WINDOW_S])
     if last.kind in HARDWARE and len(hardware) >= HARDWARE_FAULTS:
         kinds = ", ".join(fault.kind for fault in hardware)
         return Quarantined(last.node, now, now + HARDWARE_OUT_S, f"{len(hardware)} hardware faults in 24 h ({kinds})")
-    soft = [fault for fault in faults if fault.kind in SOFT]
+    soft = _incidents([fault for fault in faults if fault.kind in SOFT])
     weight = sum(0.5 ** ((now - fault.at) / SOFT_HALF_LIFE_S) for fault in soft)
     if last.kind in SOFT and weight >= SOFT_FAULTS - _ROUNDING:
         recent = [fault.kind for fault in soft if fault.at > now - SOFT_HALF_LIFE_S]
         text = f"{len(recent)} soft faults in {SOFT_HALF_LIFE_S / HOUR_S:g} h ({', '.join(recent)})"
         return Quarantined(last.node, now, now + SOFT_OUT_S, text)
     return None
+
+
+def _incidents(faults: list[NodeFault]) -> list[NodeFault]:
+    """The first fault of each incident."""
+    first: list[NodeFault] = []
+    for fault in faults:
+        if not first or fault.at - first[-1].at > INCIDENT_S:
+            first.append(fault)
+    return first
 
 
 def _holds(sentence: Quarantined, now: float) -> bool:

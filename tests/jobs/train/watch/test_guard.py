@@ -76,6 +76,37 @@ def test_three_in_a_row_go_back_even_in_the_first_steps_and_their_batches_are_ne
     assert len(played.trained) == 60 and not set(played.trained) & set(range(29, 33))
 
 
+@pytest.mark.parametrize("snapshot_every", [1, 4, 7])
+def test_three_in_a_row_are_counted_also_when_each_is_taken_back_to_an_older_snapshot(snapshot_every: int) -> None:
+    guard, step, void, verdicts = LossGuard(margin_steps=10), 0, set(), []
+
+    while step < 60:
+        if step in void:
+            step += 1
+            continue
+        verdict = guard.decide(step, math.nan if 30 <= step < 40 else 2.0, 1.0)
+        verdicts += [] if isinstance(verdict, Keep) else [verdict]
+        if isinstance(verdict, Rollback):
+            break
+        if isinstance(verdict, Skip):
+            void.add(step)
+            step -= step % snapshot_every  # the state before it is that of the last snapshot
+            state, guard = guard.state(), LossGuard(margin_steps=10)
+            guard.restore(state, step=step)
+            continue
+        step += 1
+
+    assert [type(verdict) for verdict in verdicts] == [Skip, Skip, Rollback]
+
+
+def test_a_bad_step_that_is_sound_when_done_again_ends_the_row() -> None:
+    guard = LossGuard()
+    for step, loss in ((0, 2.0), (1, math.nan), (2, math.nan), (1, 2.0), (2, 2.0), (3, math.nan)):
+        verdict = guard.decide(step, loss, 1.0)
+
+    assert isinstance(verdict, Skip)
+
+
 def test_a_spike_goes_back_to_before_it_and_training_then_passes() -> None:
     def losses(step: int, batch: int, chance: random.Random) -> tuple[float, float]:
         loss, norm = natural(step, batch, chance)

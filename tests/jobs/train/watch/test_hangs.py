@@ -244,6 +244,20 @@ def test_phases_that_change_for_ever_without_a_step_are_a_hang_too() -> None:
     assert found and found[0].rank == 1
 
 
+def test_a_beat_between_the_change_of_a_phase_and_of_its_number_teaches_nothing_wrong() -> None:
+    group = Group("a", "b")
+    step = group.train(20)
+    group.enter(step, "data")
+    group.wait(4)
+    group.at = [(step, "forward", group.clock.now)] * 2  # the numbers follow a moment later
+    group.wait(0.25)
+
+    group.enter(step, "forward")
+    group.wait(0.25)
+
+    assert group.watch.times.p99("data") > 3.5 and group.watch.times.p99("forward") < 1
+
+
 def test_a_hang_is_reported_once_and_a_forgotten_worker_never() -> None:
     group = Group("a", "b")
     step = group.train(20)

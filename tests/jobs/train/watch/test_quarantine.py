@@ -44,6 +44,13 @@ def test_two_hardware_faults_in_a_day_take_a_node_out_for_a_day(nodes: Quarantin
     assert not nodes.active()
 
 
+def test_what_every_worker_of_a_lost_node_reports_is_one_fault(nodes: Quarantine, clock: WallClock) -> None:
+    for _ in range(8):
+        clock.now += 5
+
+        assert nodes.add("n7", "node") is None
+
+
 def test_a_day_and_a_bit_apart_they_are_chance(nodes: Quarantine, clock: WallClock) -> None:
     nodes.add("n7", "node")
     clock.now += 25 * HOUR_S
@@ -64,7 +71,10 @@ def test_soft_faults_decay_and_count_only_when_they_pile_up(nodes: Quarantine, c
     for _ in range(20):
         slowly.append(nodes.add("n1", "process"))
         clock.now += 6 * HOUR_S
-    quickly = [nodes.add("n2", kind) for kind in ("process", "hang", "process")]
+    quickly = []
+    for kind in ("process", "hang", "process"):
+        quickly.append(nodes.add("n2", kind))
+        clock.now += HOUR_S / 3
 
     assert not any(slowly)
     assert quickly[:2] == [None, None] and quickly[2] is not None and "3 soft faults" in quickly[2].evidence
@@ -77,10 +87,11 @@ def test_what_is_no_nodes_fault_takes_none_out(nodes: Quarantine, kind: str) -> 
 
 def test_a_cleared_node_begins_anew(nodes: Quarantine, clock: WallClock) -> None:
     nodes.add("n7", "node")
+    clock.now += HOUR_S
     nodes.add("n7", "node")
-    clock.now += 1
+    clock.now += HOUR_S
     nodes.clear("n7")
-    clock.now += 1
+    clock.now += HOUR_S
 
     again = nodes.add("n7", "node")
 
@@ -90,6 +101,7 @@ def test_a_cleared_node_begins_anew(nodes: Quarantine, clock: WallClock) -> None
 def test_a_longer_quarantine_is_not_shortened_by_a_new_fault(nodes: Quarantine, clock: WallClock) -> None:
     nodes.hold("n7", 100, "a person")
     for _ in range(3):
+        clock.now += HOUR_S / 4
         nodes.add("n7", "process")
 
     clock.now += 50 * HOUR_S
