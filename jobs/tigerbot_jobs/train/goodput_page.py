@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tigerbot.errors import StorageError
 from tigerbot.runs import write_text
 from tigerbot_jobs.train.goodput import Account, Loss, percentile
 from tigerbot_jobs.train.goodput_pictures import COLOURS, PHASES, lane, loss_curve, over_time, whole_bar
 from tigerbot_jobs.train.goodput_text import MEANINGS, clock, headline, money, outcome, printable, span, throughput, who
+from tigerbot_jobs.train.ledger import finite
 
 _LANES = 60  # incidents with a picture: the dearest; all are in the table
 STYLE = """
@@ -39,8 +41,17 @@ _STATES = {"running": "#2f6fb0", "done": "#12876f", "stopped": "#66727e", "faile
 
 
 def write_page(path: Path, found: Account, state: str, metrics: Path) -> Path:
-    """Write the page; `metrics` is the run's metrics.jsonl, which may not be there."""
-    write_text(path, page(found, state, logged_rows(metrics)))
+    """Write the page; `metrics` is the run's metrics.jsonl, which may not be there.
+
+    Raises:
+        StorageError: the page cannot be written there.
+    """
+    try:
+        write_text(path, page(found, state, logged_rows(metrics)))
+    except OSError as error:
+        raise StorageError(
+            str(error.strerror).lower(), where=str(path), fix="give a file that can be written"
+        ) from None
     return path
 
 
@@ -78,8 +89,9 @@ def logged_rows(path: Path) -> list[dict[str, float]]:
             raw: Any = json.loads(line)
         except ValueError:
             continue
-        if isinstance(raw, dict) and isinstance(raw.get("step"), int | float):
-            rows.append({name: float(v) if isinstance(v, int | float) else math.nan for name, v in raw.items()})
+        if isinstance(raw, dict) and finite(raw.get("step")) is not None:
+            numbers = {name: finite(value) for name, value in raw.items()}
+            rows.append({name: math.nan if value is None else value for name, value in numbers.items()})
     return rows
 
 

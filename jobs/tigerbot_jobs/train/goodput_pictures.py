@@ -93,7 +93,7 @@ def lane(loss: Loss, end: float) -> str:
     scale = (WIDTH - 160) / length
     parts = [f'<svg viewBox="0 0 {WIDTH} 66" role="img" aria-label="incident">', _rect(0, 8, 78, 26, COLOURS["step"])]
     parts.append(_rect(WIDTH - 80, 8, 80, 26, COLOURS["step"] if incident.first_step_at is not None else "#8886"))
-    at, shown = start, 50.0
+    at, shown = start, 75.0
     for name, until in zip(PHASES, (*moments, first), strict=True):
         if until is None or until <= at:
             continue
@@ -156,7 +156,8 @@ def loss_curve(rows: Sequence[dict[str, float]], rollbacks: Sequence[tuple[int, 
         parts.append(
             f'<circle cx="{place(*kept[0])[0]:.1f}" cy="{place(*kept[0])[1]:.1f}" r="3" fill="{COLOURS["step"]}"/>'
         )
-    parts.append(f'<text x="{WIDTH / 2}" y="{bottom + 36}" text-anchor="middle">step</text></svg>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{bottom + 36}" text-anchor="middle">step</text>')
+    parts.append(f'<text transform="translate(14 {bottom / 2}) rotate(-90)" text-anchor="middle">loss</text></svg>')
     return "".join(parts)
 
 

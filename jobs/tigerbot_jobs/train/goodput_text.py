@@ -37,9 +37,12 @@ def find_ledger(run: str, folder: Path) -> Path:
     Raises:
         InputError: there is no such run, or it has no ledger.
     """
-    for path in (folder / run / LEDGER, Path(run) / LEDGER, Path(run)):
-        if path.is_file():
-            return path
+    try:
+        for path in (folder / run / LEDGER, Path(run) / LEDGER, Path(run)):
+            if path.is_file():
+                return path
+    except OSError as error:  # a name too long for any file, a folder of somebody else's
+        raise InputError(str(error.strerror).lower(), where=run[:100], fix="give a run or a ledger") from None
     for place in (folder / run, Path(run)):
         kind = read_json(place / "spec.json", {}).get("spec", {}).get("kind")
         if kind == "train":

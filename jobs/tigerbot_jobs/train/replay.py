@@ -12,7 +12,7 @@ import bisect
 from collections.abc import Sequence
 from statistics import median
 
-from tigerbot_jobs.train.ledger import Event
+from tigerbot_jobs.train.ledger import Event, finite
 from tigerbot_jobs.train.timeline import STOPPING, Fault, Incident, Life, Timeline, Turn
 
 _HEALS_AFTER_S = 1.0  # steps that still come this long after a fault were not reported late: the fault went away
@@ -86,7 +86,7 @@ class _Walk:
         self.lives.append(self._life())
 
     def _life(self) -> Life:
-        workers = [int(w) for w in self.about.items("workers") if isinstance(w, int | float)]
+        workers = [int(finite(each) or 0) for each in self.about.items("workers")]
         price = self.about.number("price_per_card_hour", -1.0)
         return Life(
             self.begin.driver,
@@ -279,7 +279,7 @@ def _row(raw: object) -> tuple[int, float, float, float, float, float, int] | No
     """A row as measured, its parts no longer than the whole; None for what is not a row."""
     if not isinstance(raw, list) or len(raw) < 7:
         return None
-    numbers = [float(each) if isinstance(each, int | float) else 0.0 for each in raw[:7]]
+    numbers = [finite(each) or 0.0 for each in raw[:7]]
     step, total, *parts, tokens = [max(0.0, each) for each in numbers]
     scale = min(1.0, total / sum(parts)) if sum(parts) else 1.0
     data, snapshot, checkpoint, evaluation = (part * scale for part in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from ledger_story import Story
 
 from tigerbot_jobs.train.goodput import Account, account, as_metrics, measured
+from tigerbot_jobs.train.goodput_page import page
+from tigerbot_jobs.train.goodput_text import as_json, table
 from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.timeline import CATEGORIES
 
@@ -92,7 +95,9 @@ def check(found: Account, wall_s: float) -> None:
     for loss in found.losses:
         assert loss.total_s <= found.wall_s + 1e-6
         assert loss.incident.mttr_s is None or loss.incident.mttr_s >= 0
-    as_metrics(found), measured(found)
+    shown = [*table(found, "died"), page(found, "died", []), json.dumps(as_json(found, "died"), allow_nan=False)]
+    assert len(shown) > 5
+    assert all(math.isfinite(value) for value in as_metrics(found).values()) and measured(found).hours >= 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -138,7 +143,7 @@ def test_every_reported_step_is_either_useful_or_undone_and_lasts_as_long_as_it_
             },
             optional={
                 "generation": st.integers(-1, 3),
-                "step": st.one_of(st.integers(-5, 50), st.text(max_size=2), st.none()),
+                "step": st.one_of(st.integers(), st.integers(-5, 50), st.text(max_size=2), st.none()),
                 "to_step": st.integers(-5, 50),
                 "reason": st.sampled_from(["start", "fault", "grow", "done", "killed", ""]),
                 "fault": st.sampled_from([*FAULTS, "", "new"]),
@@ -146,7 +151,9 @@ def test_every_reported_step_is_either_useful_or_undone_and_lasts_as_long_as_it_
                 "world_size": st.integers(-1, 4),
                 "workers": st.one_of(st.none(), st.lists(st.one_of(st.integers(0, 4), st.none()), max_size=3)),
                 "rows": st.lists(
-                    st.one_of(st.none(), st.lists(st.one_of(st.floats(-5, 50), st.none()), min_size=5, max_size=9)),
+                    st.one_of(
+                        st.none(), st.lists(st.one_of(st.floats(), st.none(), st.integers()), min_size=5, max_size=9)
+                    ),
                     max_size=4,
                 ),
             },
