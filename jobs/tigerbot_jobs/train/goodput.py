@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
-from tigerbot_jobs.train.ledger import Event
-from tigerbot_jobs.train.replay import timeline
+from tigerbot_jobs.train.ledger import Event, Tail
+from tigerbot_jobs.train.replay import Replay, timeline
 from tigerbot_jobs.train.timeline import CATEGORIES, Incident, Life, Span, Timeline, Turn
 
 _SUSTAINED_TURNS, _SUSTAINED_S = 20, 5.0  # a rate held for less is luck
@@ -126,38 +127,20 @@ def account(events: Sequence[Event], until: float | None = None, price_per_card_
         until: for a run that lives: the wall clock now. The time since its last event is `other`, nobody knows yet.
         price_per_card_hour: instead of the one in the ledger.
     """
-    line = timeline(events, until)
-    spans = list(line.spans())
-    seconds: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
-    for span in spans:
-        for category, length in span.shares:
-            seconds[category] += length
-    useful = [turn for turn in line.turns if not turn.undone]
-    stored = [event for event in events if event.kind == "persisted"]
-    last = line.lives[-1] if line.lives else None
-    price = price_per_card_hour if price_per_card_hour is not None else (last.price_per_card_hour if last else None)
-    losses = _losses(spans, line.incidents, line.end)
-    return Account(
-        name=next((life.name for life in reversed(line.lives) if life.name), ""),
-        ended=last.stopped if last else "",
-        began=line.lives[0].began if line.lives else 0.0,
-        wall_s=line.end,
-        seconds=seconds,
-        losses=losses,
-        resizes=_losses(spans, line.resizes, line.end),
-        steps=len(useful),
-        tokens=sum(turn.tokens for turn in useful),
-        undone_steps=len(line.turns) - len(useful),
-        best_tokens_per_s=_best_rate(line.turns),
-        lives=len(line.lives),
-        stopped_s=sum(later.start - life.end for life, later in _pairs(line) if life.stopped),
-        card_hours=_card_seconds(line) / 3600,
-        price_per_card_hour=price,
-        persisted_bytes=sum(event.whole("size_bytes") for event in stored),
-        persists=len(stored),
-        missing_lines=sum(event.whole("lines") for event in events if event.kind == "gap"),
-        timeline=line,
-    )
+    return _account(timeline(events, until), price_per_card_hour)
+
+
+class LiveAccount:
+    """The account of a ledger that grows. Each call reads what is new; one caller at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._tail, self._replay = Tail(path), Replay()
+
+    def now(self, until: float | None = None) -> Account:
+        """As `account` of all events up to now."""
+        for event in self._tail.read():
+            self._replay.take(event)
+        return _account(self._replay.timeline(until), None)
 
 
 def as_metrics(account: Account) -> dict[str, float]:
@@ -216,6 +199,39 @@ def percentile(values: Sequence[float], q: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
+def _account(line: Timeline, price_per_card_hour: float | None) -> Account:
+    spans = list(line.spans())
+    seconds: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+    for span in spans:
+        for category, length in span.shares:
+            seconds[category] += length
+    useful = [turn for turn in line.turns if not turn.undone]
+    last = line.lives[-1] if line.lives else None
+    price = price_per_card_hour if price_per_card_hour is not None else (last.price_per_card_hour if last else None)
+    losses = _losses(spans, line.incidents, line.end)
+    return Account(
+        name=next((life.name for life in reversed(line.lives) if life.name), ""),
+        ended=last.stopped if last else "",
+        began=line.lives[0].began if line.lives else 0.0,
+        wall_s=line.end,
+        seconds=seconds,
+        losses=losses,
+        resizes=_losses(spans, line.resizes, line.end),
+        steps=len(useful),
+        tokens=sum(turn.tokens for turn in useful),
+        undone_steps=len(line.turns) - len(useful),
+        best_tokens_per_s=_best_rate(line.turns),
+        lives=len(line.lives),
+        stopped_s=sum(later.start - life.end for life, later in _pairs(line) if life.stopped),
+        card_hours=_card_seconds(line) / 3600,
+        price_per_card_hour=price,
+        persisted_bytes=sum(line.persisted),
+        persists=len(line.persisted),
+        missing_lines=line.missing_lines,
+        timeline=line,
+    )
+
+
 def _losses(spans: list[Span], incidents: Iterable[Incident], end: float) -> tuple[Loss, ...]:
     starts = [span.start for span in spans]
     return tuple(Loss(incident, _lost(spans, starts, incident, end)) for incident in incidents)
@@ -227,9 +243,8 @@ def _lost(spans: list[Span], starts: list[float], incident: Incident, end: float
     if incident.down_from is not None:
         after = incident.first_step_start if incident.first_step_start is not None else end
         before = min(after, incident.down_from if incident.last_step_at is None else incident.last_step_at)
-        for span in spans[max(0, bisect.bisect_right(starts, before) - 1) :]:
-            if span.start >= after:
-                break
+        first = max(0, bisect.bisect_right(starts, before) - 1)
+        for span in spans[first : bisect.bisect_left(starts, after)]:
             inside = min(after, span.end) - max(before, span.start)
             if inside > 0:
                 seconds.update({name: length * inside / (span.end - span.start) for name, length in span.shares})

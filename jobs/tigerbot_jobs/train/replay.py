@@ -9,6 +9,7 @@ or pictures.
 from __future__ import annotations
 
 import bisect
+import copy
 from collections.abc import Sequence
 from statistics import median
 
@@ -21,14 +22,14 @@ _RECENT = 50  # turns that say what a turn usually takes
 
 def timeline(events: Sequence[Event], until: float | None = None) -> Timeline:
     """Walk through the events; `until` is the wall clock up to which the last driver is known to live."""
-    walk = _Walk()
+    replay = Replay()
     for event in events:
-        walk.take(event)
-    return walk.ended(until)
+        replay.take(event)
+    return replay.timeline(until)
 
 
-class _Walk:
-    """The state that the next event meets."""
+class Replay:
+    """What the next event meets. Events are taken as they come, and the line so far can be had at any time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,6 +39,8 @@ class _Walk:
         self.resizes: list[Incident] = []
         self.lives: list[Life] = []
         self.history: list[Turn] = []  # by step: what the model has behind it
+        self.persisted: list[int] = []
+        self.missing_lines = 0
         self.known: set[str] = set()
         self.open: Incident | None = None  # training is down
         self.noted: Incident | None = None  # a fault, and training goes on
@@ -55,22 +58,24 @@ class _Walk:
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event)
-        self.lives[-1] = self._life()
 
-    def ended(self, until: float | None) -> Timeline:
-        if self.lives:
-            if until is not None and not self.stopped:
-                self.now += max(0.0, until - self.last.t)
-            self._wait_ends("other")
-            self.lives[-1] = self._life()
-        for incident in (self.open, self.noted):
-            if incident is not None and incident.last_step_at is None and self.turns:
-                incident.last_step_at = self.turns[-1].end
-        return Timeline(self.waits, self.turns, self.incidents, self.resizes, self.lives)
+    def timeline(self, until: float | None = None) -> Timeline:
+        """The line up to the last event, or to the wall clock `until`. More events may follow."""
+        end = copy.copy(self)
+        end.waits, end.lives = list(self.waits), list(self.lives)
+        if end.lives:
+            if until is not None and not end.stopped:
+                end.now += max(0.0, until - end.last.t)
+            end._wait_ends("other")
+            end.lives[-1] = end._life()
+        last = self.turns[-1].end if self.turns else None
+        incidents, resizes = ([i.as_of(last) for i in each] for each in (self.incidents, self.resizes))
+        return Timeline(end.waits, self.turns, incidents, resizes, end.lives, self.persisted, self.missing_lines)
 
     def _new_life(self, event: Event) -> None:
         if self.lives:
             self._wait_ends("other")
+            self.lives[-1] = self._life()
             if self.stopped != "done":  # a run that was done and is extended later was not idle meanwhile
                 gap = max(0.0, event.t - self.last.t)
                 died_at, self.now = self.now, self.now + gap
@@ -181,6 +186,12 @@ class _Walk:
         if action == "skip":
             self.noted = None  # that settles it: whatever comes next has another cause
 
+    def _on_persisted(self, event: Event) -> None:
+        self.persisted.append(event.whole("size_bytes"))
+
+    def _on_gap(self, event: Event) -> None:
+        self.missing_lines += event.whole("lines")
+
     def _on_stopped(self, event: Event) -> None:
         self._wait_ends("other")
         self.stopped = event.text("reason") or "failed"
@@ -220,7 +231,9 @@ class _Walk:
             place = bisect.bisect_left(self.history, turn.step, key=lambda t: t.step)
             turn.undone = begun or (place < len(self.history) and self.history[place].step == turn.step)
         self.turns.append(turn)
-        if not turn.undone:
+        if current:
+            self.history.append(turn)  # whatever was not before it is undone
+        elif not turn.undone:
             bisect.insort(self.history, turn, key=lambda t: t.step)
 
     def _recovered(self, turn: Turn) -> None:
@@ -228,7 +241,7 @@ class _Walk:
         incident = self.open
         if incident is None:
             return
-        if self._key() == incident.key:
+        if self._key() == incident.key:  # no new generation: did it go away by itself?
             spans = turn.start < incident.seen_at < turn.end and incident.faults[0].kind in ("hang", "partition")
             goes_on = turn.start >= incident.seen_at and self.now - incident.seen_at > _HEALS_AFTER_S
             if not spans and not goes_on:

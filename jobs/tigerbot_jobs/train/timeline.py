@@ -8,7 +8,7 @@ events say, and above that the turns of the training loop, whose lengths rank 0 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CATEGORIES = (
     "queue", "start", "restore", "step", "recompute", "data_wait", "checkpoint_block", "hang_wait", "eval", "resize",
@@ -99,6 +99,12 @@ class Incident:
     first_step_at: float | None = None
     undone: list[Turn] = field(default_factory=list)
 
+    def as_of(self, last_step_at: float | None) -> Incident:
+        """A copy that does not change when the run goes on; the last step so far is that of an open one."""
+        last = last_step_at if self.first_step_at is None and self.down_from is not None else self.last_step_at
+        own = {"faults": [*self.faults], "actions": [*self.actions], "undone": [*self.undone]}
+        return replace(self, last_step_at=last, **own)
+
     @property
     def kind(self) -> str:
         return "+".join(dict.fromkeys(fault.kind for fault in self.faults))
@@ -134,13 +140,21 @@ class Life:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The whole line. `waits` and `turns` are its two layers, each in order and without overlap."""
+    """The whole line. `waits` and `turns` are its two layers, each in order and without overlap.
+
+    Attributes:
+        resizes: the pauses for growing, which nothing forced.
+        persisted: bytes of each state that reached storage.
+        missing_lines: events that could not be written.
+    """
 
     waits: list[tuple[float, float, str]]
     turns: list[Turn]
     incidents: list[Incident]
-    resizes: list[Incident]  # growing, which nothing forced
+    resizes: list[Incident]
     lives: list[Life]
+    persisted: list[int]
+    missing_lines: int
 
     @property
     def end(self) -> float:
