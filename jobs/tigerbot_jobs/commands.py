@@ -1,4 +1,4 @@
-"""The verbs of this package: `tiger demo` and `tiger nodes`. Each imports what it needs when it runs."""
+"""The verbs of this package. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's verbs to the `tiger` command."""
     app.command()(demo)
     app.add_typer(nodes_app, name="nodes")
+    app.command()(goodput)
 
 
 def demo(
@@ -67,3 +68,30 @@ def quarantine(
     from tigerbot_jobs.train.watch.quarantine import quarantine_of
 
     print(quarantine_of(folder).hold(node, hours).line())
+
+
+def goodput(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run's name, its folder, or a ledger.jsonl")],
+    folder: Annotated[Path, typer.Option("--in", metavar="FOLDER", help="a storage folder")] = Path("tiger-runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="everything, for programs")] = False,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page with the pictures")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="of a card for an hour; else what the run's spec said")
+    ] = None,
+) -> None:
+    """Say where each second of a training run went and what it cost, also while it runs. Example: tiger goodput pretrain --html goodput.html"""
+    from tigerbot_jobs.train import goodput_text
+
+    ledger = goodput_text.find_ledger(run, folder)
+    account, state = goodput_text.read_account(ledger, price)
+    if page is not None:
+        from tigerbot_jobs.train.goodput_page import write_page
+
+        print(f"wrote {write_page(page, account, state, ledger.with_name('metrics.jsonl'))}")
+    elif as_json:
+        import json
+
+        print(json.dumps(goodput_text.as_json(account, state), indent=2, ensure_ascii=False))
+    else:
+        for line in goodput_text.table(account, state):
+            print(line.rstrip())

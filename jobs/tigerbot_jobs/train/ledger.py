@@ -27,6 +27,7 @@ from typing import Any
 from tigerbot.errors import InputError
 
 FORMAT_VERSION = 1
+_LATEST_S = 1e11  # no clock says more: the year 5138
 _CLOSE_TIMEOUT_S = 5.0  # a network disk that hangs must not hold the driver's end
 
 
@@ -164,7 +165,7 @@ class Event:
     fields: dict[str, Any]
 
     def number(self, name: str, default: float = 0.0) -> float:
-        value = _number(self.fields.get(name))
+        value = finite(self.fields.get(name))
         return default if value is None else value
 
     def whole(self, name: str, default: int = 0) -> int:
@@ -222,26 +223,8 @@ class Tail:
             yield event
 
 
-def _parsed(line: bytes) -> Event | None:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(raw, dict):
-        return None
-    t, m = _number(raw.pop("t", None)), _number(raw.pop("m", None))
-    driver, kind = raw.pop("driver", None), raw.pop("kind", None)
-    if t is None or m is None or not isinstance(driver, str) or not isinstance(kind, str):
-        return None
-    return Event(t, m, driver, kind, raw)
-
-
-def _is_first(line: bytes) -> bool:
-    event = _parsed(line)
-    return event is not None and event.kind == "ledger"
-
-
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A number that can be counted with, or None for whatever else JSON may hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -249,6 +232,31 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _parsed(line: bytes) -> Event | None:
+    try:
+        raw = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(raw, dict):
+        return None
+    t, m = finite(raw.pop("t", None)), finite(raw.pop("m", None))
+    driver, kind = raw.pop("driver", None), raw.pop("kind", None)
+    if (
+        t is None
+        or m is None
+        or max(abs(t), abs(m)) > _LATEST_S
+        or not isinstance(driver, str)
+        or not isinstance(kind, str)
+    ):
+        return None
+    return Event(t, m, driver, kind, raw)
+
+
+def _is_first(line: bytes) -> bool:
+    event = _parsed(line)
+    return event is not None and event.kind == "ledger"
 
 
 def _finite(value: Any) -> Any:
