@@ -1,6 +1,6 @@
 """Runs a command and owns every process that comes of it: none outlives the one who holds the leash.
 
-    python leash.py [--machine NAME --memory-mb N] LOG COMMAND...
+    python leash.py [--machine NAME --memory-mb N] [--cwd DIR] LOG COMMAND...
 
 A subreaper: daemons that leave their parent become its children, so that it finds them all. It says `exited CODE` on
 its standard output when the command itself ends, goes on holding what the command left running, and kills all of that
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--machine", default="")
     parser.add_argument("--memory-mb", type=int, default=1024)
+    parser.add_argument("--cwd")
     parser.add_argument("log")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
@@ -41,7 +42,12 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     with open(asked.log, "a") as log:
         child = subprocess.Popen(
-            asked.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            asked.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=asked.cwd,
+            start_new_session=True,
         )
     try:
         _hold(child.pid, woken)

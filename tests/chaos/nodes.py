@@ -11,24 +11,18 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import psutil
 from network import Network
+from processes import Driver, Leashed, Node, command_line, free_ports
+from watch import Watch
 
-HERE = Path(__file__).parent
 START_TIMEOUT_S = 90.0
 
 
@@ -51,59 +45,6 @@ class HealthCheck:
             "health_check_failure_threshold": self.failures,
             "health_check_initial_delay_ms": self.initial_delay_ms,
         }
-
-
-@dataclass
-class Node:
-    """A node; `holder` is the process whose end is the end of all others on it."""
-
-    name: str
-    address: str
-    holder: subprocess.Popen[str]
-    log: Path
-
-    def processes(self) -> list[psutil.Process]:
-        """All of its processes, the holders left out."""
-        with suppress(psutil.NoSuchProcess):
-            found = psutil.Process(self.holder.pid).children(recursive=True)
-            return [process for process in found if "leash.py" not in " ".join(_words(process))]
-        return []
-
-
-@dataclass
-class Driver:
-    """A program that uses the cluster; its output, both streams, is in `log`."""
-
-    popen: subprocess.Popen[bytes]
-    log: Path
-    # A program in a node's namespaces is the child of the command that entered them.
-    entered: bool = False
-
-    def process(self) -> psutil.Process:
-        entrance = psutil.Process(self.popen.pid)
-        until = time.monotonic() + 10
-        while self.entered and entrance.is_running() and time.monotonic() < until:
-            if children := entrance.children():
-                return children[0]
-            time.sleep(0.01)
-        return entrance
-
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.process().send_signal(number)
-
-    def wait(self, timeout_s: float) -> int:
-        """Its exit status.
-
-        Raises:
-            AssertionError: it still runs; the message ends with what it said last.
-        """
-        try:
-            return self.popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the driver still runs after {timeout_s} s: {self.output()[-3000:]}") from None
 
 
 @dataclass
@@ -136,7 +77,7 @@ class RayCluster:
         self.scratch = Path(tempfile.mkdtemp(prefix="tc", dir="/tmp"))  # Ray's sockets need a short path
         (self.scratch / "token").write_text(secrets.token_hex(16))
         self._drivers: list[Driver] = []
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._count = 0
         self._dashboard_port = 0
 
@@ -157,11 +98,9 @@ class RayCluster:
         if self._watch:
             self._watch.close()
         for driver in self._drivers:
-            with suppress(psutil.NoSuchProcess):
-                _kill_family(driver.popen.pid)
-            driver.popen.wait(10)
+            driver.end()
         for node in self.nodes.values():
-            _let_go(node)
+            node.held.end()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     @property
@@ -181,7 +120,7 @@ class RayCluster:
         """What to put before a command so that it runs as a process of that node; nothing where nodes share all."""
         if self.network is None:
             return []
-        inside = psutil.Process(self.nodes[node].holder.pid).children()[0].pid
+        inside = psutil.Process(self.nodes[node].held.holder.pid).children()[0].pid
         return ["nsenter", f"--target={inside}", "--net", "--pid", "--mount", "--uts", "--ipc", "--"]
 
     def run_driver(
@@ -194,17 +133,15 @@ class RayCluster:
     ) -> Driver:
         """Start a program that connects to the cluster, on a node's network if it has one. It ends with the cluster."""
         log = self.scratch / f"driver-{len(self._drivers)}.log"
-        with log.open("wb") as output:
-            popen = subprocess.Popen(
-                [*self.command(node), *argv],
-                cwd=cwd,
-                env=self.environment() | dict(environment or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        driver = Driver(popen, log, entered=self.network is not None)
+        options = ["--cwd", str(cwd or Path.cwd())]
+        driver = Driver(
+            argv,
+            log,
+            self.environment() | dict(environment or {}),
+            prefix=self.command(node),
+            options=options,
+        )
+        assert driver.process  # it has begun: who is asked for it later is not one of its orphans
         self._drivers.append(driver)
         return driver
 
@@ -218,7 +155,7 @@ class RayCluster:
         """SIGKILL all of a node's processes, as a power cut does, or its raylet alone."""
         node = self.nodes[name]
         if everything:
-            _let_go(node)
+            node.held.end()
             return
         for raylet in self.processes(r"raylet/raylet\b", node=name):
             raylet.kill()
@@ -227,7 +164,7 @@ class RayCluster:
         """Processes of the cluster's nodes whose command line matches; host process ids."""
         nodes = [self.nodes[node]] if node else self.nodes.values()
         return [
-            process for one in nodes for process in one.processes() if re.search(pattern, " ".join(_words(process)))
+            process for one in nodes for process in one.held.processes() if re.search(pattern, command_line(process))
         ]
 
     def workers_named(self, pattern: str, *, node: str | None = None) -> list[psutil.Process]:
@@ -240,16 +177,11 @@ class RayCluster:
 
     def wait_alive(self, names: set[str], timeout_s: float) -> float:
         """Seconds until the head takes just these nodes for alive."""
-        watch, began = self._watching(), time.monotonic()
-        while watch.alive != names:
-            if time.monotonic() - began > timeout_s:
-                raise AssertionError(f"alive after {timeout_s} s: {sorted(watch.alive)}, wanted: {sorted(names)}")
-            time.sleep(0.02)
-        return time.monotonic() - began
+        return self._watching().wait(names, timeout_s)
 
-    def _watching(self) -> _Watch:
+    def _watching(self) -> Watch:
         if self._watch is None:
-            self._watch = _Watch([*self.command("head"), sys.executable, str(HERE / "watch.py")], self.environment())
+            self._watch = Watch(self.command("head"), self.environment())
         return self._watch
 
     def _bare_environment(self) -> dict[str, str]:
@@ -263,7 +195,7 @@ class RayCluster:
         }
 
     def _start_head(self) -> None:
-        self._port, self._dashboard_port, client = _free_ports(3)
+        self._port, self._dashboard_port, client = free_ports(3)
         config = json.dumps({**self.health_check.system_config(), **self.system_config})
         words = ["--head", "--port", str(self._port), "--ray-client-server-port", str(client)]
         words += ["--include-dashboard", str(self.dashboard).lower(), "--system-config", config]
@@ -281,16 +213,15 @@ class RayCluster:
         return name
 
     def _begin(self, name: str, words: Sequence[str], cpus: int) -> None:
-        agent, grpc, metrics, runtime = map(str, _free_ports(4))
+        agent, grpc, metrics, runtime = map(str, free_ports(4))
         address = "127.0.0.1"
         prefix: list[str] = []
-        leash = [sys.executable, "-I", "-S", str(HERE / "leash.py")]
+        options: list[str] = []
         if self.network is not None:
-            known = name in self.network
-            address = self.network.address(name) if known else self.network.add(name)
+            address = self.network.address(name) if name in self.network else self.network.add(name)
             spaces = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts", "--ipc"]
             prefix = [*self.network.command(name), *spaces, "--"]
-            leash += ["--machine", name, "--memory-mb", str(self.memory_mb)]
+            options = ["--machine", name, "--memory-mb", str(self.memory_mb)]
         log = self.scratch / f"{name}.log"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
         command += ["--node-name", name, "--node-ip-address", address, "--num-cpus", str(cpus), "--num-gpus", "0"]
@@ -298,84 +229,11 @@ class RayCluster:
         command += ["--temp-dir", str(self.scratch / name), "--min-worker-port", "0", "--max-worker-port", "0"]
         command += ["--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", grpc]
         command += ["--metrics-export-port", metrics, "--runtime-env-agent-port", runtime, "--disable-usage-stats"]
-        holder = subprocess.Popen(
-            [*prefix, *leash, str(log), *command],
-            env=self._bare_environment() | {"TIGER_CHAOS_NODE": name} | dict(self.environment_of_nodes),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.nodes[name] = Node(name, address, holder, log)
+        environment = self._bare_environment() | {"TIGER_CHAOS_NODE": name} | dict(self.environment_of_nodes)
+        held = Leashed(command, log, environment, prefix=prefix, options=options)
+        self.nodes[name] = Node(name, address, held)
 
     def _wait_ready(self, name: str) -> None:
-        node = self.nodes[name]
-        said = _line_within(node.holder.stdout, START_TIMEOUT_S)
-        if said != "exited 0":
-            raise AssertionError(f"{name} did not start ({said or 'no answer'}): {node.log.read_text()[-3000:]}")
-
-
-class _Watch:
-    """A process on the head's network that says which nodes are alive whenever that changes."""
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.alive: set[str] = set()
-        self._popen = subprocess.Popen(
-            command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            self.alive = set(json.loads(line))
-
-    def close(self) -> None:
-        assert self._popen.stdin is not None
-        self._popen.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(2)
-        _kill_family(self._popen.pid)
-        self._popen.wait(10)
-        self._thread.join(10)
-
-
-def _let_go(node: Node) -> None:
-    assert node.holder.stdin is not None
-    for process in node.processes():
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    node.holder.stdin.close()
-    node.holder.wait(20)
-
-
-def _kill_family(pid: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for one in [*process.children(recursive=True), process]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-
-
-def _words(process: psutil.Process) -> list[str]:
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return process.cmdline()
-    return []
-
-
-def _line_within(stream: IO[str] | None, timeout_s: float) -> str:
-    assert stream is not None
-    found: list[str] = []
-    reader = threading.Thread(target=lambda: found.append(stream.readline().strip()), daemon=True)
-    reader.start()
-    reader.join(timeout_s)
-    return found[0] if found else ""
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+        held = self.nodes[name].held
+        if held.wait(START_TIMEOUT_S):
+            raise AssertionError(f"{name} did not start: {held.output()[-3000:]}")
