@@ -6,6 +6,7 @@ that goes back to a checkpoint writes the same steps again.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -13,14 +14,17 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 WORKERS = r"^ray::\S*(TrainWorker|train)"
+Answer = TypeVar("Answer")
 SETTLED = 25  # optimizer steps after a start before the next kill: the first checkpoint is kept by then
 
 
@@ -55,7 +59,7 @@ def recovery_after(steps: Sequence[Step], killed_at: float) -> Recovery | None:
     after = [one for one in steps if one.t > killed_at]
     # Who survived may write the line of a step that was over already. The pause is the longest of the first gaps.
     edges = [killed_at, *(one.t for one in after[:3])]
-    gaps = [later - sooner for sooner, later in zip(edges, edges[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(edges)]
     if len(gaps) < 3:
         return None
     first = gaps.index(max(gaps))
@@ -73,8 +77,8 @@ def lost_seconds(steps: Sequence[Step], seconds: float) -> float:
     """
     until = steps[0].t + seconds
     steps = [one for one in steps if one.t <= until]
-    pairs = zip(steps, steps[1:], strict=False)
-    pace = statistics.median(b.t - a.t for a, b in pairs if b.step == a.step + 1 and a.life == b.life)
+    following = ((a, b) for a, b in itertools.pairwise(steps) if b.step == a.step + 1 and a.life == b.life)
+    pace = statistics.median(b.t - a.t for a, b in following)
     return seconds - (max(one.step for one in steps) - steps[0].step) * pace
 
 
@@ -87,12 +91,10 @@ def kill_workers(
     with _running(command, steps_file) as run:
         killed_at = 0.0
         for _ in range(kills):
-            _wait(run, lambda: sum(one.t > killed_at for one in read_steps(steps_file)) >= SETTLED)
+            _wait(run, partial(_settled, steps_file, killed_at))
             time.sleep(chance.uniform(0, 3))
             killed_at = _kill_one(run, workers, chance)
-            _wait(run, lambda: recovery_after(read_steps(steps_file), killed_at) is not None)
-            recovery = recovery_after(read_steps(steps_file), killed_at)
-            assert recovery
+            recovery = _wait(run, partial(_recovered, steps_file, killed_at))
             found.append(recovery)
             print(f"  {recovery}", flush=True)
     return found
@@ -110,7 +112,7 @@ def seconds_lost_to_faults(
     """One worker killed at a random moment of every interval, for that long from the first step on."""
     chance = random.Random(seed)
     with _running(command, steps_file) as run:
-        _wait(run, lambda: bool(read_steps(steps_file)))
+        _wait(run, partial(read_steps, steps_file))
         began = time.monotonic()
         for turn in range(int(minutes * 60 / fault_every_s)):
             moment = began + (turn + chance.random()) * fault_every_s
@@ -129,20 +131,29 @@ def _running(command: Sequence[str], steps_file: Path) -> Iterator[subprocess.Po
     try:
         yield run
     finally:
-        family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        with suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         run.wait()
 
 
-def _wait(run: subprocess.Popen[bytes], until: object, timeout_s: float = 180.0) -> None:
-    assert callable(until)
+def _settled(steps_file: Path, since: float) -> bool:
+    return sum(one.t > since for one in read_steps(steps_file)) >= SETTLED
+
+
+def _recovered(steps_file: Path, killed_at: float) -> Recovery | None:
+    return recovery_after(read_steps(steps_file), killed_at)
+
+
+def _wait(run: subprocess.Popen[bytes], ask: Callable[[], Answer | None], timeout_s: float = 180.0) -> Answer:
+    """The first answer that is something."""
     deadline = time.monotonic() + timeout_s
-    while not until():
+    while not (answer := ask()):
         if run.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the run ended or stood still; see output.log beside its steps")
         time.sleep(0.02)
+    return answer
 
 
 def _kill_one(run: subprocess.Popen[bytes], workers: str, chance: random.Random) -> float:

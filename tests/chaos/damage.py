@@ -110,7 +110,7 @@ class Damage:
     def _run(self, every_s: float, seconds: float) -> None:
         began = time.monotonic()
         try:
-            for turn in range(int(seconds / every_s)):
+            for turn in range(round(seconds / every_s)):
                 moment = began + (turn + self._random.random()) * every_s
                 if self._stop.wait(max(moment - time.monotonic(), 0)):
                     return
