@@ -43,7 +43,10 @@ class Disk:
 
 @contextmanager
 def small_disk(folder: Path, size_mb: int = 64) -> Iterator[Disk]:
-    """Mount a tmpfs on the folder. Skips the test without root."""
+    """Mount a tmpfs on the folder. Skips the test without root.
+
+    Nodes that are machines of their own see it when it was mounted before they started.
+    """
     if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,19 +9,22 @@ A cut is silence (packets are dropped, links stay up), as a broken switch makes 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pytest
 
 Direction = Literal["in", "out", "both"]
 Command = Sequence[str]
+Result = TypeVar("Result")
 
 
 def needs_network() -> None:
@@ -85,6 +88,18 @@ class Network:
     def command(self, name: str) -> list[str]:
         """What to put before a command so that it runs on that node's network."""
         return ["nsenter", f"--net={_path(self._nodes[name])}", "--"]
+
+    def inside(self, name: str, call: Callable[[], Result]) -> Result:
+        """Call something on that node's network: sockets it makes, and threads it starts, stay there."""
+
+        def enter() -> Result:
+            if ctypes.CDLL(None, use_errno=True).setns(self._nodes[name], 0):
+                raise OSError(ctypes.get_errno(), "setns")
+            return call()
+
+        # A namespace is a thread's: this one ends here and takes no other with it.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(enter).result()
 
     def cut(self, name: str, direction: Direction = "both") -> None:
         """Drop what comes to the node ("in"), what it sends ("out"), or both."""

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -95,13 +96,13 @@ class RayCluster:
         self.stop()
 
     def stop(self) -> None:
-        if self._watch:
-            self._watch.close()
-        for driver in self._drivers:
-            driver.end()
-        for node in self.nodes.values():
-            node.held.end()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        # All of it, even where a part fails; in the reverse order of this list.
+        with ExitStack() as ending:
+            ending.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            for held in [*(node.held for node in self.nodes.values()), *self._drivers]:
+                ending.callback(held.end)
+            if self._watch:
+                ending.callback(self._watch.close)
 
     @property
     def address(self) -> str:
@@ -141,7 +142,6 @@ class RayCluster:
             prefix=self.command(node),
             options=options,
         )
-        assert driver.process  # it has begun: who is asked for it later is not one of its orphans
         self._drivers.append(driver)
         return driver
 
@@ -152,10 +152,14 @@ class RayCluster:
         return self.nodes[name]
 
     def kill_node(self, name: str, *, everything: bool = True) -> None:
-        """SIGKILL all of a node's processes, as a power cut does, or its raylet alone."""
-        node = self.nodes[name]
+        """SIGKILL all of a node's processes, or its raylet alone.
+
+        A machine of its own falls silent first, as in a power cut: no peer hears its sockets close.
+        """
         if everything:
-            node.held.end()
+            if self.network is not None:
+                self.network.cut(name)
+            self.nodes[name].held.end()
             return
         for raylet in self.processes(r"raylet/raylet\b", node=name):
             raylet.kill()
@@ -218,7 +222,11 @@ class RayCluster:
         prefix: list[str] = []
         options: list[str] = []
         if self.network is not None:
-            address = self.network.address(name) if name in self.network else self.network.add(name)
+            if name in self.network:
+                self.network.heal(name)
+            else:
+                self.network.add(name)
+            address = self.network.address(name)
             spaces = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts", "--ipc"]
             prefix = [*self.network.command(name), *spaces, "--"]
             options = ["--machine", name, "--memory-mb", str(self.memory_mb)]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -96,16 +95,30 @@ class Node:
 
 
 class Driver(Leashed):
-    """A program that uses a cluster. `process` is the program itself, by the host's process id."""
+    """A program that uses a cluster."""
 
-    @cached_property
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        prefix: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__(command, log, environment, prefix=prefix, options=options)
+        self._first: psutil.Process | None = None
+        # Looked for now, while there is only one: later its orphans would be there too.
+        while self._first is None and self._reader.is_alive():
+            self._first = next(iter(self.processes()), None)
+            time.sleep(0.005)
+
+    @property
     def process(self) -> psutil.Process:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            if found := self.processes():
-                return found[0]
-            time.sleep(0.01)
-        raise AssertionError(f"the driver did not start: {self.output()[-3000:]}")
+        """The program itself, by the host's process id."""
+        if self._first is None:
+            raise AssertionError(f"the driver ended at once: {self.output()[-3000:]}")
+        return self._first
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)

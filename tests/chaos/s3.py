@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,22 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+from network import Network
+from processes import Leashed, free_ports
 
 sys.path.append(str(Path(__file__).parents[1] / "platform"))
 from fault_proxy import Fault, FaultProxy
 
 BUCKET = "runs"
+NODE = "storage"
 ALWAYS = 10**9
 
 
 class S3:
-    """`uri` under `environment()` goes through the relay; `direct()` is the way past it."""
+    """`uri` under `environment()` goes through the relay; `direct()` is the way past it, on the server's own machine."""
 
     uri = f"s3://{BUCKET}/team"
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.relay = FaultProxy(port)
+    def __init__(self, port: int, relay: FaultProxy) -> None:
+        self._port, self.relay = port, relay
         self._timers: list[threading.Timer] = []
 
     def environment(self) -> dict[str, str]:
@@ -72,31 +72,34 @@ class S3:
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[S3]:
-    """A server with an empty bucket, until the block ends or this process does."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), os.devnull]
-    command = [*leash, sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+def s3_server(network: Network | None = None) -> Iterator[S3]:
+    """A server with an empty bucket, until the block ends or this process does.
+
+    Args:
+        network: where it becomes a node of its own, named "storage"; else it is on this machine's loopback.
+    """
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    if network is None:
+        held = Leashed(command, Path(os.devnull), os.environ)
+    else:
+        network.add(NODE)
+        held = Leashed(command, Path(os.devnull), os.environ, prefix=network.command(NODE))
     try:
-        _make_bucket(f"http://127.0.0.1:{port}/{BUCKET}")
-        s3 = S3(port)
+        s3 = _relayed(port) if network is None else network.inside(NODE, lambda: _relayed(port, network.address(NODE)))
         try:
             yield s3
         finally:
             s3.close()
     finally:
-        assert server.stdin is not None
-        server.stdin.close()
-        server.wait(20)
+        held.end()
 
 
-def _make_bucket(url: str) -> None:
+def _relayed(port: int, host: str = "127.0.0.1") -> S3:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.put(url, timeout=2).is_success:
-                return
+            if httpx.put(f"http://127.0.0.1:{port}/{BUCKET}", timeout=2).is_success:
+                return S3(port, FaultProxy(port, host))
         time.sleep(0.1)
     raise AssertionError("the S3 server did not start")

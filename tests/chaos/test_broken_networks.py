@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from network import Network
 from nodes import RayCluster
+from s3 import s3_server
 
 pytestmark = pytest.mark.root
 
@@ -97,6 +98,17 @@ def test_a_link_is_slow_and_late_when_told(pair: Network) -> None:
     soon, _ = send(pair)
 
     assert slow > 0.6 > fast and late >= 0.2 > soon
+
+
+def test_a_bucket_is_a_node_of_the_network(pair: Network) -> None:
+    with s3_server(pair) as s3:
+        story = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status)"
+        command = [*pair.command("left"), sys.executable, "-c", story, s3.environment()["AWS_ENDPOINT_URL"]]
+        reached = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        s3.refuse(60)
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    assert reached.stdout.strip() == "200" and "HTTP Error 500" in refused.stderr
 
 
 def test_nothing_of_the_hosts_network_is_touched(pair: Network) -> None:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import psutil
+
 
 class Watch:
     """`alive` is kept up to date until `close()`.
@@ -47,7 +49,13 @@ class Watch:
     def close(self) -> None:
         assert self._popen.stdin is not None
         self._popen.stdin.close()
-        self._popen.wait(20)
+        try:
+            self._popen.wait(10)
+        except subprocess.TimeoutExpired:
+            # It may be the child of the command that entered the head's namespaces.
+            for process in [*psutil.Process(self._popen.pid).children(), self._popen]:
+                process.kill()
+            self._popen.wait(10)
         self._thread.join(10)
 
     def _read(self) -> None:
