@@ -83,12 +83,18 @@ def lost_seconds(steps: Sequence[Step], seconds: float) -> float:
 
 
 def kill_workers(
-    command: Sequence[str], steps_file: Path, *, kills: int, workers: str = WORKERS, seed: int = 1
+    command: Sequence[str],
+    steps_file: Path,
+    *,
+    kills: int,
+    workers: str = WORKERS,
+    seed: int = 1,
+    cwd: Path | None = None,
 ) -> list[Recovery]:
     """Start the run and SIGKILL one of its workers again and again, each time when it has settled."""
     chance = random.Random(seed)
     found = []
-    with _running(command, steps_file) as run:
+    with _running(command, steps_file, cwd) as run:
         killed_at = 0.0
         for _ in range(kills):
             _wait(run, partial(_settled, steps_file, killed_at))
@@ -108,10 +114,11 @@ def seconds_lost_to_faults(
     fault_every_s: float = 60.0,
     workers: str = WORKERS,
     seed: int = 1,
+    cwd: Path | None = None,
 ) -> float:
     """One worker killed at a random moment of every interval, for that long from the first step on."""
     chance = random.Random(seed)
-    with _running(command, steps_file) as run:
+    with _running(command, steps_file, cwd) as run:
         _wait(run, partial(read_steps, steps_file))
         began = time.monotonic()
         for turn in range(int(minutes * 60 / fault_every_s)):
@@ -124,10 +131,10 @@ def seconds_lost_to_faults(
 
 
 @contextmanager
-def _running(command: Sequence[str], steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _running(command: Sequence[str], steps_file: Path, cwd: Path | None) -> Iterator[subprocess.Popen[bytes]]:
     steps_file.parent.mkdir(parents=True, exist_ok=True)
     with (steps_file.parent / "output.log").open("ab") as log:
-        run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        run = subprocess.Popen(command, stdout=log, stderr=log, cwd=cwd, start_new_session=True)
     try:
         yield run
     finally:

@@ -6,6 +6,7 @@ A plain `TorchTrainer`: two workers over gloo, DeepSpeed ZeRO-2, the `tiny` pres
 
     python -m benchmarks.stock_train FOLDER --steps 1000 --failure-every 60     train
     python -m benchmarks.stock_train FOLDER --kills 3                           train, kill workers, say what it cost
+    python -m benchmarks.stock_train FOLDER --minutes 15                        one kill a minute: the seconds lost
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -22,17 +24,38 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import WORLD_SIZE, stock_engine
-from benchmarks.recovery import Recovery, kill_workers
+from benchmarks.recovery import Recovery, kill_workers, seconds_lost_to_faults
 
 LENGTH, MICRO, VOCABULARY = 256, 4, 2048
 FIRST_CHECKPOINT = 10  # steps after each start; what it costs sets the interval
 STEPS_FILE = "steps.txt"
+ROOT = Path(__file__).parents[1]
+MEMORY = Path("/dev/shm/stock-train")  # checkpoints on their way to storage
 
 
 def measure_recovery(folder: Path, kills: int = 5, *, failure_every_s: float = 60.0, seed: int = 1) -> list[Recovery]:
     """SIGKILL a random worker that many times, at random moments between two checkpoints; what each one cost."""
-    command = [sys.executable, "-m", "benchmarks.stock_train", str(folder), "--failure-every", str(failure_every_s)]
-    return kill_workers(command, folder / STEPS_FILE, kills=kills, seed=seed)
+    command = _command(folder, failure_every_s)
+    try:
+        return kill_workers(command, folder / STEPS_FILE, kills=kills, seed=seed, cwd=ROOT)
+    finally:
+        shutil.rmtree(MEMORY, ignore_errors=True)
+
+
+def measure_lost_seconds(folder: Path, minutes: float, *, fault_every_s: float = 60.0, seed: int = 1) -> float:
+    """Seconds without new steps while a worker is killed at a random moment of every interval."""
+    command = _command(folder, fault_every_s)
+    try:
+        return seconds_lost_to_faults(
+            command, folder / STEPS_FILE, minutes=minutes, fault_every_s=fault_every_s, seed=seed, cwd=ROOT
+        )
+    finally:
+        shutil.rmtree(MEMORY, ignore_errors=True)
+
+
+def _command(folder: Path, failure_every_s: float) -> list[str]:
+    words = ["-m", "benchmarks.stock_train", str(folder.absolute()), "--failure-every", str(failure_every_s)]
+    return [sys.executable, *words]
 
 
 def train(folder: Path, steps: int, failure_every_s: float) -> None:
@@ -70,6 +93,9 @@ def _worker(config: dict[str, Any]) -> None:
 
     rank = ray.train.get_context().get_world_rank()
     engine = stock_engine(build("tiny", VOCABULARY, 1), micro=MICRO, micro_steps=1, lr=3e-4)
+    mine = MEMORY / str(rank)
+    shutil.rmtree(mine, ignore_errors=True)  # what an earlier life was uploading when it died
+    mine.mkdir(parents=True)
     done = 0
     if kept := ray.train.get_checkpoint():
         with kept.as_directory() as saved:
@@ -85,7 +111,7 @@ def _worker(config: dict[str, Any]) -> None:
                 log.write(f"{step} {time.time():.4f} {os.getpid()}\n")
             if step == next_checkpoint:
                 step_s = (time.perf_counter() - began) / (FIRST_CHECKPOINT // 2 + 1)
-                cost_s = _checkpoint(engine, step)
+                cost_s = _checkpoint(engine, step, mine)
                 if step == done + FIRST_CHECKPOINT:
                     measured = torch.tensor([cost_s, step_s])
                     dist.all_reduce(measured, dist.ReduceOp.MAX)
@@ -105,14 +131,14 @@ def _step(engine: Any, step: int, rank: int) -> None:
     engine.step()
 
 
-def _checkpoint(engine: Any, step: int) -> float:
+def _checkpoint(engine: Any, step: int, memory: Path) -> float:
     """Seconds that training stood still."""
     import ray.train
     from ray.train import Checkpoint
     from ray.train.v2.api.report_config import CheckpointUploadMode
 
     began = time.perf_counter()
-    folder = tempfile.mkdtemp(prefix="stock-", dir="/dev/shm")
+    folder = tempfile.mkdtemp(dir=memory)
     engine.save_checkpoint(folder, tag="state")
     kept = Checkpoint.from_directory(folder)
     ray.train.report({"step": step}, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -125,12 +151,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--failure-every", type=float, default=60.0, help="mean seconds between failures, for Young")
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=0.0)
     asked = parser.parse_args()
-    if not asked.kills:
+    if asked.kills:
+        measure_recovery(asked.folder, asked.kills, failure_every_s=asked.failure_every)
+    elif asked.minutes:
+        lost_s = measure_lost_seconds(asked.folder, asked.minutes, fault_every_s=asked.failure_every)
+        print(f"  {lost_s:.1f} of {asked.minutes * 60:.0f} s lost")
+    else:
         train(asked.folder, asked.steps, asked.failure_every)
-        return
-    for recovery in measure_recovery(asked.folder, asked.kills, failure_every_s=asked.failure_every):
-        print(recovery)
 
 
 if __name__ == "__main__":
