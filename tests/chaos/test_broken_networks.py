@@ -118,16 +118,24 @@ def test_nothing_of_the_hosts_network_is_touched(pair: Network) -> None:
     assert "blackhole" not in rules and "veth" not in links
 
 
-def test_a_node_that_is_cut_off_is_dead_within_seconds_and_a_new_one_takes_its_place(machines: RayCluster) -> None:
-    assert machines.network
+@pytest.fixture(scope="module")
+def machines(network: Network) -> Iterator[RayCluster]:
+    """A head and one worker node, each a machine of its own."""
+    with RayCluster(workers=1, network=network) as started:
+        yield started
+
+
+def test_a_node_that_is_cut_off_is_dead_within_seconds_and_a_new_one_takes_its_place(
+    network: Network, machines: RayCluster
+) -> None:
     all_nodes = {"head", "node1"}
     machines.wait_alive(all_nodes, 20)
     asked = machines.run_driver([sys.executable, "-c", WHERE, *sorted(all_nodes)])
     status, said = asked.wait(60), asked.output().splitlines()[-2:]
 
-    machines.network.cut("node1")
+    network.cut("node1")
     seconds_to_notice = machines.wait_alive({"head"}, 20)
-    machines.network.heal("node1")
+    network.heal("node1")
     time.sleep(1)
     after_heal = machines.alive()
     machines.kill_node("node1")
