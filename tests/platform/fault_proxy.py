@@ -29,21 +29,21 @@ class Fault:
 class FaultProxy:
     """Listens on a port of its own until `close()`. `requests` holds every method and path that came by."""
 
-    def __init__(self, upstream_port: int) -> None:
-        self.upstream_port = upstream_port
+    def __init__(self, upstream_port: int, host: str = "127.0.0.1") -> None:
+        self.upstream_port, self.host = upstream_port, host
         self.requests: list[tuple[str, str]] = []
         self.bytes_up = 0
         self._faults: list[Fault] = []
         self._on_their_way = 0
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def hurt(self, fault: Fault) -> None:
         with self._lock:
