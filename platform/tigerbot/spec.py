@@ -342,7 +342,8 @@ class CauseSpec(Part):
     """A cause of interruptions: how often beside the others, what it hits, how what it hit comes back.
 
     `nodes` is how many nodes an event of kind island takes (all of the island when absent); `soft` the share that a
-    restart of the processes cures, so that no node has to go.
+    restart of the processes cures, so that no node has to go. `detect_s` and `recover_s` (up to the restore) take the
+    place of the policy's.
     """
 
     name: Name
@@ -351,6 +352,8 @@ class CauseSpec(Part):
     nodes: Count | None = None
     soft: Unit = 0.0
     repair: Literal["reboot", "hardware"] = "hardware"
+    detect_s: Seconds | None = None
+    recover_s: Seconds | None = None
 
 
 class FailureSpec(Part):
@@ -472,9 +475,7 @@ class SimulateSpec(Job):
     @model_validator(mode="after")
     def _sizes(self) -> SimulateSpec:
         if self.cards % self.cards_per_node:
-            raise ValueError(
-                f"cards wants a multiple of cards_per_node ({self.cards_per_node}); got {self.cards}"
-            )
+            raise ValueError(f"cards wants a multiple of cards_per_node ({self.cards_per_node}); got {self.cards}")
         if self.min_cards is not None and self.min_cards > self.cards:
             raise ValueError(f"min_cards wants at most cards ({self.cards}); got {self.min_cards}")
         return self

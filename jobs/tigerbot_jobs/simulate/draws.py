@@ -7,7 +7,7 @@ import numpy as np
 from tigerbot_jobs.simulate.mixes import KINDS
 from tigerbot_jobs.simulate.setting import Setting
 
-PROCESS, HANG, NODE, ISLAND, CORRUPTION = range(len(KINDS))
+_HANG, _NODE = KINDS.index("hang"), KINDS.index("node")
 
 
 class Draws:
@@ -42,19 +42,19 @@ class Draws:
             whole = setting.horizon_s
             return whole * ((now_s / whole) ** shape + grown / nodes / whole) ** (1 / shape)
 
-    def fault(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Kind, nodes lost and whether their repair is hardware, for `count` failures."""
+    def fault(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cause (its row), kind, nodes lost and whether their repair is hardware, for `count` failures."""
         rng = self._of["cause"]
         cause = np.searchsorted(self._upto, rng.random(count), side="right")
         kind, lost = self._kind[cause], self._nodes[cause].astype(float)
         setting = self._setting
-        soft = np.maximum(self._soft[cause], np.where(kind == NODE, setting.soft_share, 0))
+        soft = np.maximum(self._soft[cause], np.where(kind == _NODE, setting.soft_share, 0))
         if soft.any():
             lost = np.where(rng.random(count) < soft, 0.0, lost)
         if setting.hang_share:
-            hangs = (kind <= NODE) & (rng.random(count) < setting.hang_share)
-            kind = np.where(hangs & (lost == 0), HANG, kind)
-        return kind, lost, self._hardware[cause]
+            hangs = (kind <= _NODE) & (rng.random(count) < setting.hang_share)
+            kind = np.where(hangs & (lost == 0), _HANG, kind)
+        return cause, kind, lost, self._hardware[cause]
 
     def chance(self, stream: str, count: int) -> np.ndarray:
         """`count` uniform numbers of a stream."""

@@ -22,7 +22,13 @@ META_RSC_CARD_HOURS = 1_024 * 7.9  # 8,090, from the job's mean time to failure 
 
 @dataclass(frozen=True)
 class Cause:
-    """One row of a mix. `nodes` counts only for kind island; 0 is the whole island."""
+    """One row of a mix.
+
+    Attributes:
+        nodes: taken by an event of kind island; 0 is the whole island.
+        soft: share that a restart of the processes cures.
+        detect_s, recover_s: instead of the policy's, where given.
+    """
 
     name: str
     count: float
@@ -30,6 +36,8 @@ class Cause:
     repair: Literal["reboot", "hardware"] = "hardware"
     nodes: int = 0
     soft: float = 0.0
+    detect_s: float | None = None
+    recover_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,7 @@ def _policy(wanted: PolicySpec) -> Policy:
 def _mix(spec: SimulateSpec) -> Mix:
     mix = MIXES[spec.failures.preset]
     if spec.failures.causes is not None:
-        rows = [
-            Cause(row.name, row.count, row.kind, row.repair, row.nodes or 0, row.soft) for row in spec.failures.causes
-        ]
+        rows = [Cause(**{**row.model_dump(), "nodes": row.nodes or 0}) for row in spec.failures.causes]
         mix = replace(mix, causes=tuple(rows))
     if spec.failures.mtbf_card_hours is not None:
         mix = replace(mix, card_hours=spec.failures.mtbf_card_hours)
