@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Cells = Sequence[str]
+Table = tuple[Cells, Sequence[Cells]]
 _SHOWN = (
     ("step", "training"),
     ("recompute", "done again"),
@@ -47,7 +48,7 @@ def markdown(head: Cells, rows: Sequence[Cells]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def shelf_table(shelf: dict[str, Any]) -> tuple[Cells, list[Cells]]:
+def shelf_table(shelf: dict[str, Any]) -> Table:
     """Rows by spares, a column of goodput and money for each policy and number of standbys."""
     offers = shelf["offers"]
     columns = list(dict.fromkeys((offer["policy"], offer["standbys"]) for offer in offers))
@@ -61,7 +62,7 @@ def shelf_table(shelf: dict[str, Any]) -> tuple[Cells, list[Cells]]:
     return ["spare nodes", *names], rows
 
 
-def interval_table(shelf: dict[str, Any]) -> tuple[Cells, list[Cells]]:
+def interval_table(shelf: dict[str, Any]) -> Table:
     """The best offer of ours at other snapshot intervals."""
     found = shelf["intervals"]
     rows = [
@@ -81,7 +82,7 @@ def best_line(shelf: dict[str, Any]) -> str:
     return "Least cost: " + "; ".join(parts) + "."
 
 
-def _policies(policies: list[dict[str, Any]]) -> tuple[Cells, list[Cells]]:
+def _policies(policies: list[dict[str, Any]]) -> Table:
     head = ["policy", "goodput", "95% interval", "90% of runs", "in steps", "failures", "waits", "cost", "per useful"]
     rows = [
         [
@@ -100,9 +101,10 @@ def _policies(policies: list[dict[str, Any]]) -> tuple[Cells, list[Cells]]:
     return head, rows
 
 
-def _shares(policies: list[dict[str, Any]]) -> tuple[Cells, Sequence[Cells]]:
+def _shares(policies: list[dict[str, Any]]) -> Table:
     head = ["policy", *(shown for _, shown in _SHOWN)]
-    return head, [[one["name"], *(f"{100 * one['shares'][key]:.2f}" for key, _ in _SHOWN)] for one in policies]
+    rows = [[one["name"], *(f"{100 * one['shares'][key]:.2f}" for key, _ in _SHOWN)] for one in policies]
+    return head, rows
 
 
 def _goodput_and_price(offer: dict[str, Any] | None) -> str:
