@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.add_typer(nodes_app, name="nodes")
     app.command()(goodput)
+    app.command()(simulate)
 
 
 def demo(
@@ -95,3 +96,25 @@ def goodput(
     else:
         for line in goodput_text.table(account, state):
             print(line.rstrip())
+
+
+def simulate(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec of kind simulate")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="begin anew under this name; the old result is kept aside")
+    ] = False,
+) -> None:
+    """Predict the goodput of a long run on many cards, and what to buy. Example: tiger simulate jobs/simulate.yaml"""
+    from tigerbot.errors import InputError
+    from tigerbot.runner import run_spec
+    from tigerbot.spec import load_spec
+    from tigerbot_jobs.simulate.tables import result_lines
+
+    loaded = load_spec(spec, overrides or [])
+    if loaded.kind != "simulate":
+        raise InputError(f"is a spec of kind {loaded.kind}", where=str(spec), fix="give one of kind simulate")
+    for line in result_lines(run_spec(loaded, replace=replace)):
+        print(line)
