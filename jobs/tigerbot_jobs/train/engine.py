@@ -21,6 +21,7 @@ from tigerbot.errors import SpecError
 from tigerbot.models import save_model
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
+from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.zero_state import read_state, write_state
@@ -49,8 +50,7 @@ class Engine:
         # matrix products run in bf16, which is where the time is.
         module = LanguageModel(model, torch.bfloat16 if low_precision and not on_gpu else None)
         config = deepspeed_config(loop, deepspeed, plan, parameters=trainable(module), bf16=low_precision and on_gpu)
-        adam = torch.optim.AdamW(_groups(module, loop.weight_decay), lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
-        made = ds.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)
+        made = ds.initialize(model=module, optimizer=_optimizer(module, loop), config=config, dist_init_required=False)
         self._ds: Any = made[0]
         self._plan, self._world_size = plan, dist.get_world_size()
 
@@ -203,6 +203,13 @@ def flops_per_token(model: Any, sequence_length: int) -> float:
     config = model.config
     attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
     return 4 * total + 2 * trained + attention
+
+
+def _optimizer(module: torch.nn.Module, loop: TrainLoop) -> torch.optim.Optimizer:
+    groups = _groups(module, loop.weight_decay)
+    if loop.optimizer == "adamw8bit":
+        return AdamW8bit(with_bits(groups, module), lr=loop.lr, betas=loop.betas, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
 
 
 def _groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
