@@ -107,6 +107,7 @@ class TrainLoop(Part):
     tokens: Count
     batch_tokens: Count = 32_768
     micro_batch: Count = 8
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Annotated[Real, Field(gt=0, le=10)] = 3.0e-4
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_fraction: Unit = 0.02

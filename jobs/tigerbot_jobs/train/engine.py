@@ -22,6 +22,7 @@ from tigerbot.models import save_model
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
 from tigerbot_jobs.train import zero_state
+from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble
@@ -60,8 +61,7 @@ class Engine:
         self.own_s = 0.0  # of the last step, in the forward passes: outside of any collective below ZeRO 3
         on_gpu = device.type == "cuda"
         config = deepspeed_config(loop, deepspeed, plan, parameters=trainable(module), bf16=low_precision and on_gpu)
-        adam = torch.optim.AdamW(_groups(module, loop.weight_decay), lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
-        made = ds.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)
+        made = ds.initialize(model=module, optimizer=_optimizer(module, loop), config=config, dist_init_required=False)
         self._ds: Any = made[0]
         self._plan, self._world_size = plan, dist.get_world_size()
 
@@ -250,6 +250,13 @@ def flops_per_token(model: Any, sequence_length: int) -> float:
     config = model.config
     attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
     return 4 * total + 2 * trained + attention
+
+
+def _optimizer(module: torch.nn.Module, loop: TrainLoop) -> torch.optim.Optimizer:
+    groups = _groups(module, loop.weight_decay)
+    if loop.optimizer == "adamw8bit":
+        return AdamW8bit(with_bits(groups, module), lr=loop.lr, betas=loop.betas, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=loop.lr, betas=loop.betas, eps=1e-8, fused=True)
 
 
 def _groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from tigerbot.errors import ModelError
 from tigerbot.models import add_lora, build, load_model, load_tokenizer
 from tigerbot.spec import ModelSource, TrainSpec
 from tigerbot.tokens import IGNORE
+from tigerbot_jobs.train.loss import output_loss
 
 # Models that change their logits after the output matrix must be asked for logits.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -36,6 +37,7 @@ class LanguageModel(nn.Module):
         if autocast is not None:
             _rotate_in(autocast, model)
         self._whole = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
+        self._output_loss = None if self._whole else output_loss(_base(model).get_output_embeddings())
 
     def forward(self, ids_nT: Tensor, labels_nT: Tensor, positions_nT: Tensor) -> Tensor:
         """Sum of the cross-entropies of the labels that count, float32."""
@@ -46,7 +48,7 @@ class LanguageModel(nn.Module):
         targets = labels_nT[:, 1:]
         counted = targets != IGNORE
         with torch.autocast(ids_nT.device.type, self._autocast or torch.float32, enabled=self._autocast is not None):
-            base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            base = _base(self.model)
             inputs = {
                 "input_ids": ids_nT,
                 "position_ids": positions_nT[:1] if alone else positions_nT,
@@ -59,8 +61,15 @@ class LanguageModel(nn.Module):
                 # Only positions that carry loss meet the output matrix: for chat data that is a small part of them.
                 hidden_nTD = base.get_decoder()(**inputs).last_hidden_state[:, :-1]
                 hidden_xD = hidden_nTD.flatten(0, 1) if bool(counted.all()) else hidden_nTD[counted]
+                if self._output_loss is not None:
+                    return self._output_loss(hidden_xD, targets[counted])
                 logits_xV = base.get_output_embeddings()(hidden_xD)
         return nn.functional.cross_entropy(logits_xV.float(), targets[counted], reduction="sum")
+
+
+def _base(model: Any) -> Any:
+    """The causal LM under its adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _rotate_in(dtype: torch.dtype, model: Any) -> None:
@@ -68,8 +77,7 @@ def _rotate_in(dtype: torch.dtype, model: Any) -> None:
 
     Under autocast the angles are float32, and would lift every query and key of every layer to float32 and back.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    rotary = getattr(base.get_decoder(), "rotary_emb", None)
+    rotary = getattr(_base(model).get_decoder(), "rotary_emb", None)
     if rotary is not None:
         rotary.register_forward_hook(lambda module, inputs, angles: tuple(part.to(dtype) for part in angles))
 
