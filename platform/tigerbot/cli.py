@@ -67,11 +67,16 @@ def spec_schema(kind: Annotated[str, typer.Argument(metavar="KIND")]) -> None:
     print(json.dumps(json_schema(kind), indent=2, ensure_ascii=False))
 
 
-def main() -> None:
-    """Entry point: one line and an exit status for every mistake, a traceback only for a bug."""
+def add_verbs() -> None:
+    """Add the verbs of every installed package."""
     for point in entry_points(group="tigerbot.commands"):
         module, _, name = point.value.partition(":")
         getattr(importlib.import_module(module), name)(app)
+
+
+def main() -> None:
+    """Entry point: one line and an exit status for every mistake, a traceback only for a bug."""
+    add_verbs()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         app()
@@ -81,6 +86,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("tiger: stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        from tigerbot.staging import disk_full, is_full
+
+        if not is_full(error):
+            raise
+        print(f"tiger: {disk_full(getattr(error, 'filename', None) or Path.cwd())}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _interrupted(_signal: int, _frame: Any) -> None:

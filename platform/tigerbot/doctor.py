@@ -115,7 +115,8 @@ def gpu() -> Iterator[Finding]:
     if not names:
         yield Finding("ok", f"torch {torch}, no GPU: everything runs on the CPU, slowly for models above 60m")
     elif "+cpu" in torch:
-        yield Finding("warn", f"{len(names)} x {names[0]}, but torch {torch} is for CPUs", "install the CUDA wheel")
+        fix = f".venv/bin/pip install --force-reinstall torch=={torch.partition('+')[0]}"
+        yield Finding("warn", f"{len(names)} x {names[0]}, but torch {torch} is for CPUs", fix)
     else:
         yield Finding("ok", f"torch {torch}, {len(names)} x {names[0]}")
 

@@ -16,6 +16,7 @@ from tigerbot.errors import InputError, TigerError
 from tigerbot.notify import notify
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import ServeSpec, Spec
+from tigerbot.staging import disk_full, is_full
 from tigerbot.tracking import deliver_leftovers
 
 JobFunction = Callable[[Run], dict[str, Any]]
@@ -83,6 +84,13 @@ def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
         run.fail(str(error))
         notify("failed", spec, str(error))
         raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        full = disk_full(getattr(error, "filename", None) or run.folder)
+        run.fail(str(full))
+        notify("failed", spec, str(full))
+        raise full from None
     except (KeyboardInterrupt, SystemExit):
         notify("stopped", spec)
         raise

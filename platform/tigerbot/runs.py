@@ -7,6 +7,7 @@ held by a lock the kernel drops when the process dies. This module knows nothing
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -51,9 +52,10 @@ class Run:
         return result
 
     def fail(self, message: str) -> None:
-        write_json(
-            self.folder / "state.json", {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message}
-        )
+        """Record why it failed; where even that has no room, the run is as one that was killed."""
+        about = {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message}
+        with contextlib.suppress(OSError):
+            write_json(self.folder / "state.json", about)
 
     def close(self) -> None:
         if self._lock is not None:

@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from tigerbot.errors import InputError
+from tigerbot.living import ENDPOINT
 from tigerbot.progress import stage
 from tigerbot.runner import deploy_spec, run_spec
 from tigerbot.runs import hold_folder, read_json, write_json, write_text
@@ -71,20 +72,30 @@ class Demo:
         _check_port(self.port)
         with ExitStack() as stack:
             stack.enter_context(hold_folder(self.folder))
+            self._say(status="running", began=time.time())
             stack.enter_context(_second_interrupt_kills())
             memory = stack.enter_context(PeakMemory())
             mlflow_url, ray_url = self._services(stack)
             results = self._train(mlflow_url)
             endpoint = stack.enter_context(self._endpoint())
+            write_json(self.folder / ENDPOINT, {"url": endpoint})
+            stack.callback((self.folder / ENDPOINT).unlink, missing_ok=True)
             print(f"\nchat page       {endpoint}/\nAPI             {endpoint}/v1")
             print(f"MLflow          {mlflow_url}\nRay dashboard   {ray_url}")
             print(f"up after {time.monotonic() - began:.0f} s, peak memory {memory.gib():.1f} GiB", flush=True)
             if exit_after:
-                return self._examine(endpoint, mlflow_url, results, memory)
+                held = self._examine(endpoint, mlflow_url, results, memory)
+                self._say(status="done", ended=time.time())
+                return held
             print("Ctrl-C stops everything; the next `make demo` is up in under a minute.", flush=True)
             while True:
                 time.sleep(3600)
         return 0
+
+    def _say(self, **state: Any) -> None:
+        """The demo as a run among others, for `tiger status`, `tiger stop` and `tiger runs`."""
+        write_json(self.folder / "spec.json", {"spec": {"kind": "demo", "name": self.folder.name}})
+        write_json(self.folder / "state.json", state)
 
     def _services(self, stack: ExitStack) -> tuple[str, str]:
         """MLflow and Ray, up until the stack unwinds; their addresses."""

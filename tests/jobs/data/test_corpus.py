@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerbot.chat import encode_chat, encode_plain
-from tigerbot.errors import DataError
+from tigerbot.errors import DataError, StorageError
 from tigerbot.models import load_tokenizer
 from tigerbot.runner import run_spec
 from tigerbot.spec import CorpusSource, parse_spec
@@ -226,3 +227,20 @@ def test_one_broken_file_of_many_is_named(tmp_path: Path) -> None:
         run_spec(parse_spec(raw))
 
     assert not (tmp_path / "runs/c/tokens/s").exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("room", ["12k", "120k"], ids=["no room for the tokenizer", "no room for the tokens"])
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
+    tmp_path: Path, small_disk: Callable[[str], Path], room: str
+) -> None:
+    disk = small_disk(room)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl([f"{row} {index}" for index, row in enumerate(ROWS * 20)]))
+
+    with pytest.raises(StorageError) as full:
+        corpus(disk, path)
+
+    assert "the disk is full; free space" in str(full.value) and "\n" not in str(full.value)
+    small_disk("20m")
+    assert corpus(disk, path)["sources"]["s"]["kept"] == 2400
