@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tigerbot.errors import InputError, TigerError
 from tigerbot.notify import notify
+from tigerbot.published import publish, recall
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import ServeSpec, Spec
 from tigerbot.staging import disk_full, is_full
@@ -73,11 +74,14 @@ def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
     function = job_function(spec.kind)
     run = open_run(spec, replace=replace)
     try:
+        recall(run)
         if run.done and spec.kind != "serve":
             print(f"{spec.name}: done already ({run.folder})", flush=True)
             deliver_leftovers(run)
+            publish(run)
             return run.state["result"]
         result = function(run)
+        publish(run)
         notify("done", spec)
         return result
     except TigerError as error:

@@ -29,32 +29,6 @@ QUICK = ObjectOptions(part_bytes=5 * MB, read_timeout_s=1.0, connect_timeout_s=1
 
 
 @pytest.fixture(scope="session")
-def moto_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait_for(port, server)
-        yield port
-    finally:
-        server.kill()
-        server.wait(10)
-
-
-def _wait_for(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/moto-api/", timeout=2)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError("moto's server did not start")
-
-
-@pytest.fixture(scope="session")
 def proxy(moto_port: int) -> Iterator[FaultProxy]:
     between = FaultProxy(moto_port)
     yield between
