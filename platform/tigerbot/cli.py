@@ -25,6 +25,7 @@ app.add_typer(spec_app, name="spec")
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
 Replace = Annotated[bool, typer.Option("--replace", help="begin anew under this name; the old run is kept aside")]
+Extend = Annotated[bool, typer.Option("--extend", help="go on: the spec wants more tokens or trials, all else equal")]
 
 
 @app.callback()
@@ -37,6 +38,7 @@ def run(
     spec: SpecFile,
     overrides: Overrides = None,
     replace: Replace = False,
+    extend: Extend = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved spec and what it would do, start nothing")
     ] = False,
@@ -55,7 +57,7 @@ def run(
         return
     from tigerbot.runner import run_spec
 
-    result = run_spec(loaded, replace=replace)
+    result = run_spec(loaded, replace=replace, extend=extend)
     print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
 
 

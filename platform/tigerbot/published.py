@@ -44,7 +44,7 @@ def recall(run: Run) -> None:
         state = json.loads(store.get_bytes(f"{name}/state.json"))
     except MissingError:
         return
-    if state.get("hash") != run.hash or state.get("status") != "done":
+    if state.get("hash") != run.identity or state.get("status") != "done":
         return
     entries = {PurePosixPath(entry.key).relative_to(name) for entry in store.list(name)}
     folders = {path.parts[0] for path in entries if len(path.parts) == 2 and path.name == MANIFEST}

@@ -65,14 +65,14 @@ def _claimed(group: str, kind: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
+def run_spec(spec: Spec, *, replace: bool = False, extend: bool = False) -> dict[str, Any]:
     """Run a spec here to its end, or return the kept result of a run that is done.
 
     Raises:
         TigerError: the job failed, or its input was wrong.
     """
     function = job_function(spec.kind)
-    run = open_run(spec, replace=replace)
+    run = open_run(spec, replace=replace, extend=extend)
     try:
         recall(run)
         if run.done and spec.kind != "serve":
