@@ -17,15 +17,11 @@ from typing import Annotated, Any
 import typer
 
 from tigerbot.errors import TigerError
+from tigerbot.options import Extend, Overrides, Replace, SpecFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 spec_app = typer.Typer(no_args_is_help=True, help="Specs: their schemas, and what one resolves to.")
 app.add_typer(spec_app, name="spec")
-
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
-Replace = Annotated[bool, typer.Option("--replace", help="begin anew under this name; the old run is kept aside")]
-Extend = Annotated[bool, typer.Option("--extend", help="go on: the spec wants more tokens or trials, all else equal")]
 
 
 @app.callback()

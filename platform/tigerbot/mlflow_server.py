@@ -10,17 +10,17 @@ import ctypes
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 
 from tigerbot.errors import TrackingError
+from tigerbot.ports import free_port
 from tigerbot.runs import read_json, write_json
 
 START_TIMEOUT_S = 90.0
@@ -75,7 +75,7 @@ def serve_tracking(uri: str) -> TrackingServer:
 
 
 def _start(database: Path) -> TrackingServer:
-    port = _free_port()
+    port = free_port()
     log = database.with_name(database.name + ".server.log")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
@@ -116,10 +116,3 @@ def _healthy(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address: tuple[Any, ...] = probe.getsockname()
-        return address[1]

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tigerbot.errors import ModelError
+from tigerbot.errors import ModelError, first_line
 from tigerbot.spec import Lora, ModelSource
 
 # A progress bar and two warnings for every model loaded are not for users of this command.
@@ -108,9 +108,7 @@ def load_model(source: ModelSource | str | Path, dtype: str = "float32") -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(str(source), dtype=kind, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot be loaded ({str(error).splitlines()[0]})", where=str(source), fix="check the path"
-        ) from None
+        raise ModelError(f"cannot be loaded ({first_line(error)})", where=str(source), fix="check the path") from None
 
 
 def base_of(adapter: Path) -> Path:
@@ -137,9 +135,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer ({str(error).splitlines()[0]})", where=str(folder), fix="check the path"
-        ) from None
+        raise ModelError(f"no tokenizer ({first_line(error)})", where=str(folder), fix="check the path") from None
 
 
 def tokenizer_hash(folder: str | Path) -> str:

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file below this folder")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
-Replace = Annotated[bool, typer.Option("--replace", help="stop the job of this name and begin anew")]
-Extend = Annotated[bool, typer.Option("--extend", help="go on: the spec wants more tokens or trials, all else equal")]
+from tigerbot.options import Extend, Overrides, Replace, SpecFile
+
 ClusterUrl = Annotated[
     str,
     typer.Option(

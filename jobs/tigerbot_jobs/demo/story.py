@@ -10,7 +10,6 @@ import copy
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ import yaml
 
 from tigerbot.errors import InputError
 from tigerbot.living import ENDPOINT
+from tigerbot.ports import free_port, is_free
 from tigerbot.progress import stage
 from tigerbot.runner import deploy_spec, run_spec
 from tigerbot.runs import hold_folder, read_json, write_json, write_text
@@ -60,7 +60,7 @@ class Demo:
         self.folder = (
             folder.resolve() if model == "tiny" else folder.resolve().with_name(f"{folder.name}-{Path(model).name}")
         )
-        self.port = port or _free_port()
+        self.port = port or free_port()
 
     def tell(self, *, exit_after: bool = False, fresh: bool = False) -> int:
         """Run the story. Returns the exit status: with `exit_after`, 0 only if every printed check holds."""
@@ -264,15 +264,5 @@ def _gone() -> Any:
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputError("is in use", where=f"port {port}", fix="stop what uses it, or give --port 0") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    if not is_free(port):
+        raise InputError("is in use", where=f"port {port}", fix="stop what uses it, or give --port 0")
