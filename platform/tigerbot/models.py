@@ -111,6 +111,27 @@ def load_model(source: ModelSource | str | Path, dtype: str = "float32") -> Any:
         raise ModelError(f"cannot be loaded ({first_line(error)})", where=str(source), fix="check the path") from None
 
 
+def hub_folder(name: str) -> Path:
+    """The folder of a hub model in this machine's cache (`HF_HOME`), fetched where it is not there yet.
+
+    Raises:
+        ModelError: it is not in the cache, and the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    problem: Exception | None = None
+    for cached in (False, True):  # without a network the cache is what there is
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached))
+        except (OSError, ValueError, HFValidationError) as error:
+            problem = problem or error
+    assert problem is not None
+    fix = "give model.path, or a cache that has it in HF_HOME (and HF_ENDPOINT for a mirror)"
+    raise ModelError(f"cannot be had ({first_line(problem)})", where=f"model.hub: {name}", fix=fix)
+
+
 def base_of(adapter: Path) -> Path:
     """The base folder of an adapter, checked against the hash it was made with."""
     about = json.loads((adapter / "tiger.json").read_text())

@@ -16,7 +16,7 @@ from tigerbot.errors import InputError, TigerError
 from tigerbot.notify import notify
 from tigerbot.published import publish, recall
 from tigerbot.runs import Run, open_run
-from tigerbot.spec import ServeSpec, Spec
+from tigerbot.spec import ServeSpec, Spec, TrainSpec
 from tigerbot.staging import disk_full, is_full
 from tigerbot.tracking import deliver_leftovers
 
@@ -54,7 +54,7 @@ def preview_spec(spec: Spec) -> list[str]:
     """What running a spec would do, as lines; nothing for a kind that has no preview."""
     if not [point for point in entry_points(group="tigerbot.previews") if point.name == spec.kind]:
         return []
-    return _claimed("tigerbot.previews", spec.kind)(spec)
+    return _claimed("tigerbot.previews", spec.kind)(_found(spec))
 
 
 def _claimed(group: str, kind: str) -> Callable[..., Any]:
@@ -63,6 +63,16 @@ def _claimed(group: str, kind: str) -> Callable[..., Any]:
         raise InputError(f"nothing installed runs kind {kind!r}", where="kind", fix="install the package that has it")
     module, _, name = found[0].value.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _found(spec: Spec) -> Spec:
+    """The spec with a hub model as the folder of its cached files, which every job can read."""
+    if not isinstance(spec, TrainSpec) or spec.model.hub is None:
+        return spec
+    from tigerbot.models import hub_folder
+
+    folder = {"path": str(hub_folder(spec.model.hub)), "hub": None}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=folder)})
 
 
 def run_spec(spec: Spec, *, replace: bool = False, extend: bool = False) -> dict[str, Any]:
@@ -80,6 +90,7 @@ def run_spec(spec: Spec, *, replace: bool = False, extend: bool = False) -> dict
             deliver_leftovers(run)
             publish(run)
             return run.state["result"]
+        run.spec = _found(spec)
         result = function(run)
         publish(run)
         notify("done", spec)
