@@ -33,7 +33,7 @@ def demo(
     ),
     port: Annotated[int, typer.Option("--port", help="port of the endpoint on 127.0.0.1; 0 takes a free one")] = 8000,
 ) -> None:
-    """The whole story on this machine: text, base, sweep, two experts, heads, one endpoint with a dial."""
+    """Tell the whole story here: text, base, sweep, two experts, heads, one endpoint with a dial. Example: tiger demo --exit --port 0"""
     from tigerbot_jobs.demo.story import Demo
 
     raise SystemExit(Demo(folder=folder, model=model, port=port).tell(exit_after=exit_after, fresh=fresh))

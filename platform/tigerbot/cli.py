@@ -17,14 +17,11 @@ from typing import Annotated, Any
 import typer
 
 from tigerbot.errors import TigerError
+from tigerbot.options import Extend, Overrides, Replace, SpecFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 spec_app = typer.Typer(no_args_is_help=True, help="Specs: their schemas, and what one resolves to.")
 app.add_typer(spec_app, name="spec")
-
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
-Replace = Annotated[bool, typer.Option("--replace", help="begin anew under this name; the old run is kept aside")]
 
 
 @app.callback()
@@ -37,6 +34,7 @@ def run(
     spec: SpecFile,
     overrides: Overrides = None,
     replace: Replace = False,
+    extend: Extend = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved spec and what it would do, start nothing")
     ] = False,
@@ -55,7 +53,7 @@ def run(
         return
     from tigerbot.runner import run_spec
 
-    result = run_spec(loaded, replace=replace)
+    result = run_spec(loaded, replace=replace, extend=extend)
     print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
 
 
@@ -67,11 +65,16 @@ def spec_schema(kind: Annotated[str, typer.Argument(metavar="KIND")]) -> None:
     print(json.dumps(json_schema(kind), indent=2, ensure_ascii=False))
 
 
-def main() -> None:
-    """Entry point: one line and an exit status for every mistake, a traceback only for a bug."""
+def add_verbs() -> None:
+    """Add the verbs of every installed package."""
     for point in entry_points(group="tigerbot.commands"):
         module, _, name = point.value.partition(":")
         getattr(importlib.import_module(module), name)(app)
+
+
+def main() -> None:
+    """Entry point: one line and an exit status for every mistake, a traceback only for a bug."""
+    add_verbs()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         app()
@@ -81,6 +84,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("tiger: stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        from tigerbot.staging import disk_full, is_full
+
+        if not is_full(error):
+            raise
+        print(f"tiger: {disk_full(getattr(error, 'filename', None) or Path.cwd())}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _interrupted(_signal: int, _frame: Any) -> None:

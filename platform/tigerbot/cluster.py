@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from tigerbot.errors import ClusterError
+from tigerbot.errors import ClusterError, first_line
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
                     log_to_driver=False,
                 )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            first = str(error).splitlines()[0]
             raise ClusterError(
-                f"Ray cannot be reached ({first})", where=address or "local", fix="see `tiger doctor`"
+                f"Ray cannot be reached ({first_line(error)})", where=address or "local", fix="see `tiger doctor`"
             ) from None
         finally:
             _keep_handler(on_sigterm)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Literal
 import psutil
 
 from tigerbot.errors import ClusterError
+from tigerbot.ports import is_free
 from tigerbot.ray_auth import auth_mode, find_token
 from tigerbot.spec import ServeSpec, load_spec
 
@@ -97,13 +97,10 @@ def machine() -> Iterator[Finding]:
 
 def ports(wanted: Mapping[int, str] = PORTS) -> Iterator[Finding]:
     for port, purpose in wanted.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                yield Finding("ok", f"port {port} ({purpose}) is free")
-            except OSError:
-                yield Finding("warn", f"port {port} ({purpose}) is taken", f"see who: ss -ltnp 'sport = :{port}'")
+        if is_free(port):
+            yield Finding("ok", f"port {port} ({purpose}) is free")
+        else:
+            yield Finding("warn", f"port {port} ({purpose}) is taken", f"see who: ss -ltnp 'sport = :{port}'")
 
 
 def gpu() -> Iterator[Finding]:
@@ -115,7 +112,8 @@ def gpu() -> Iterator[Finding]:
     if not names:
         yield Finding("ok", f"torch {torch}, no GPU: everything runs on the CPU, slowly for models above 60m")
     elif "+cpu" in torch:
-        yield Finding("warn", f"{len(names)} x {names[0]}, but torch {torch} is for CPUs", "install the CUDA wheel")
+        fix = f".venv/bin/pip install --force-reinstall torch=={torch.partition('+')[0]}"
+        yield Finding("warn", f"{len(names)} x {names[0]}, but torch {torch} is for CPUs", fix)
     else:
         yield Finding("ok", f"torch {torch}, {len(names)} x {names[0]}")
 

@@ -46,6 +46,12 @@ class TigerError(Exception):
         return " ".join(f"{line}; {self.fix}".split()) if self.fix else " ".join(line.split())
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says first, short enough for a line of ours."""
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def _rebuild(kind: type[TigerError], what: str, where: str, fix: str) -> TigerError:
     return kind(what, where=where, fix=fix)
 

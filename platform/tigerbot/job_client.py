@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from tigerbot.errors import ClusterError, InputError, TigerError
+from tigerbot.errors import ClusterError, InputError, TigerError, first_line
 from tigerbot.ray_auth import find_token
 
 REQUEST_TIMEOUT_S = 60.0
@@ -59,14 +59,14 @@ def cluster_errors(cluster: str) -> Iterator[None]:
         fix = "check the address; `tiger doctor` on the head node shows whether Ray's dashboard is up"
         raise ClusterError("nothing answers here", where=cluster, fix=fix) from None
     except (requests.exceptions.RequestException, aiohttp.ClientError) as error:
-        raise ClusterError(_first_line(error), where=cluster, fix="give the dashboard's address") from None
+        raise ClusterError(first_line(error), where=cluster, fix="give the dashboard's address") from None
     except ValueError as error:
         if "exceeds the maximum size" not in str(error):
             raise
         fix = "name large files in .gitignore or .rayignore, and put them in storage"
-        raise InputError(f"the folder is too large to travel ({_first_line(error)})", where=".", fix=fix) from None
+        raise InputError(f"the folder is too large to travel ({first_line(error)})", where=".", fix=fix) from None
     except RuntimeError as error:
-        raise ClusterError(_first_line(error), where=cluster, fix="see `tiger jobs`") from None
+        raise ClusterError(first_line(error), where=cluster, fix="see `tiger jobs`") from None
 
 
 def follow_log(client: Any, cluster: str, job_id: str) -> Iterator[str]:
@@ -143,8 +143,3 @@ def _without(names: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
-
-
-def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return text if len(text) <= 200 else text[:197] + "..."

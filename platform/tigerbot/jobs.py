@@ -61,6 +61,7 @@ def submit(
     overrides: Sequence[str],
     cluster: str,
     replace: bool = False,
+    extend: bool = False,
     *,
     folder: str | Path = ".",
 ) -> Submission:
@@ -71,6 +72,7 @@ def submit(
         overrides: `a.b=c`.
         cluster: the dashboard's address, `http://host:8265`.
         replace: stop what lives under this name and begin anew.
+        extend: go on with a run that has ended to the larger size that this spec wants.
         folder: what travels with the job and is its working folder there.
 
     Raises:
@@ -80,7 +82,7 @@ def submit(
         ClusterError: the cluster cannot be reached, or refuses.
     """
     spec = load_spec(spec_file, overrides)
-    entrypoint = _entrypoint(Path(spec_file), overrides, Path(folder), replace)
+    entrypoint = _entrypoint(Path(spec_file), overrides, Path(folder), {"--replace": replace, "--extend": extend})
     _keeps_results(spec)
     identity = spec_hash(spec)
     client = job_client(cluster)
@@ -168,7 +170,7 @@ def _refuse_another(spec: Spec, identity: str, known: list[JobState], cluster: s
             )
 
 
-def _entrypoint(spec_file: Path, overrides: Sequence[str], folder: Path, replace: bool) -> str:
+def _entrypoint(spec_file: Path, overrides: Sequence[str], folder: Path, flags: dict[str, bool]) -> str:
     try:
         there = spec_file.resolve().relative_to(folder.resolve())
     except ValueError:
@@ -180,7 +182,7 @@ def _entrypoint(spec_file: Path, overrides: Sequence[str], folder: Path, replace
     words = ["python", "-m", "tigerbot.cli", "run", there.as_posix()]
     for override in overrides:
         words += ["--set", override]
-    return shlex.join([*words, "--replace"] if replace else words)
+    return shlex.join(words + [flag for flag, wanted in flags.items() if wanted])
 
 
 def _keeps_results(spec: Spec) -> None:

@@ -10,17 +10,17 @@ import ctypes
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 
 from tigerbot.errors import TrackingError
+from tigerbot.ports import free_port
 from tigerbot.runs import read_json, write_json
 
 START_TIMEOUT_S = 90.0
@@ -67,15 +67,16 @@ def serve_tracking(uri: str) -> TrackingServer:
     with database.with_name(database.name + ".server.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = read_json(card, {}).get("url", "")
-        if known and _healthy(known):
-            return TrackingServer(known)
+        with httpx.Client(timeout=5) as http:
+            if known and _healthy(known, http):
+                return TrackingServer(known)
         server = _start(database)
         write_json(card, {"url": server.url, "pid": server._process.pid if server._process else 0})
         return server
 
 
 def _start(database: Path) -> TrackingServer:
-    port = _free_port()
+    port = free_port()
     log = database.with_name(database.name + ".server.log")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
@@ -86,11 +87,12 @@ def _start(database: Path) -> TrackingServer:
         process = _spawn(command, output, settings)
     server = TrackingServer(f"http://127.0.0.1:{port}", process)
     until = time.monotonic() + START_TIMEOUT_S
-    while not _healthy(server.url):
-        if process.poll() is not None or time.monotonic() > until:
-            server.stop()
-            raise TrackingError("the MLflow server did not start", where=str(database), fix=f"see {log}")
-        time.sleep(0.2)
+    with httpx.Client(timeout=5) as http:
+        while not _healthy(server.url, http):
+            if process.poll() is not None or time.monotonic() > until:
+                server.stop()
+                raise TrackingError("the MLflow server did not start", where=str(database), fix=f"see {log}")
+            time.sleep(0.1)
     return server
 
 
@@ -111,15 +113,8 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _healthy(url: str) -> bool:
+def _healthy(url: str, http: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        return http.get(f"{url}/health").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address: tuple[Any, ...] = probe.getsockname()
-        return address[1]

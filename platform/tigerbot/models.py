@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tigerbot.errors import ModelError
+from tigerbot.errors import ModelError, first_line
 from tigerbot.spec import Lora, ModelSource
 
 # A progress bar and two warnings for every model loaded are not for users of this command.
@@ -108,9 +108,28 @@ def load_model(source: ModelSource | str | Path, dtype: str = "float32") -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(str(source), dtype=kind, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot be loaded ({str(error).splitlines()[0]})", where=str(source), fix="check the path"
-        ) from None
+        raise ModelError(f"cannot be loaded ({first_line(error)})", where=str(source), fix="check the path") from None
+
+
+def hub_folder(name: str) -> Path:
+    """The folder of a hub model in this machine's cache (`HF_HOME`), fetched where it is not there yet.
+
+    Raises:
+        ModelError: it is not in the cache, and the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    problem: Exception | None = None
+    for cached in (False, True):  # without a network the cache is what there is
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached))
+        except (OSError, ValueError, HFValidationError) as error:
+            problem = problem or error
+    assert problem is not None
+    fix = "give model.path, or a cache that has it in HF_HOME (and HF_ENDPOINT for a mirror)"
+    raise ModelError(f"cannot be had ({first_line(problem)})", where=f"model.hub: {name}", fix=fix)
 
 
 def base_of(adapter: Path) -> Path:
@@ -137,9 +156,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer ({str(error).splitlines()[0]})", where=str(folder), fix="check the path"
-        ) from None
+        raise ModelError(f"no tokenizer ({first_line(error)})", where=str(folder), fix="check the path") from None
 
 
 def tokenizer_hash(folder: str | Path) -> str:

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 
 from tigerbot.errors import InputError, TigerError
 from tigerbot.notify import notify
+from tigerbot.published import publish, recall
 from tigerbot.runs import Run, open_run
-from tigerbot.spec import ServeSpec, Spec
+from tigerbot.spec import ServeSpec, Spec, TrainSpec
+from tigerbot.staging import disk_full, is_full
 from tigerbot.tracking import deliver_leftovers
 
 JobFunction = Callable[[Run], dict[str, Any]]
@@ -52,7 +54,7 @@ def preview_spec(spec: Spec) -> list[str]:
     """What running a spec would do, as lines; nothing for a kind that has no preview."""
     if not [point for point in entry_points(group="tigerbot.previews") if point.name == spec.kind]:
         return []
-    return _claimed("tigerbot.previews", spec.kind)(spec)
+    return _claimed("tigerbot.previews", spec.kind)(_found(spec))
 
 
 def _claimed(group: str, kind: str) -> Callable[..., Any]:
@@ -63,26 +65,47 @@ def _claimed(group: str, kind: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def run_spec(spec: Spec, *, replace: bool = False) -> dict[str, Any]:
+def _found(spec: Spec) -> Spec:
+    """The spec with a hub model as the folder of its cached files, which every job can read."""
+    if not isinstance(spec, TrainSpec) or spec.model.hub is None:
+        return spec
+    from tigerbot.models import hub_folder
+
+    folder = {"path": str(hub_folder(spec.model.hub)), "hub": None}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=folder)})
+
+
+def run_spec(spec: Spec, *, replace: bool = False, extend: bool = False) -> dict[str, Any]:
     """Run a spec here to its end, or return the kept result of a run that is done.
 
     Raises:
         TigerError: the job failed, or its input was wrong.
     """
     function = job_function(spec.kind)
-    run = open_run(spec, replace=replace)
+    run = open_run(spec, replace=replace, extend=extend)
     try:
+        recall(run)
         if run.done and spec.kind != "serve":
             print(f"{spec.name}: done already ({run.folder})", flush=True)
             deliver_leftovers(run)
+            publish(run)
             return run.state["result"]
+        run.spec = _found(spec)
         result = function(run)
+        publish(run)
         notify("done", spec)
         return result
     except TigerError as error:
         run.fail(str(error))
         notify("failed", spec, str(error))
         raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        full = disk_full(getattr(error, "filename", None) or run.folder)
+        run.fail(str(full))
+        notify("failed", spec, str(full))
+        raise full from None
     except (KeyboardInterrupt, SystemExit):
         notify("stopped", spec)
         raise

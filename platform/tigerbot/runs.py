@@ -7,6 +7,7 @@ held by a lock the kernel drops when the process dies. This module knows nothing
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tigerbot.errors import IdentityError
-from tigerbot.spec import Job, Spec, spec_difference, spec_hash
+from tigerbot.spec import Job, Spec, spec_changes, spec_difference, spec_hash
+
+EXTENDABLE = ("train.tokens", "trials")  # of which a run may be told to do more
 
 
 @dataclass
@@ -25,13 +28,15 @@ class Run:
 
     Attributes:
         spec: the typed spec.
-        hash: 16 hex digits of what it computes.
+        hash: 16 hex digits of what it computes; of an extended run, of what it began as: its checkpoints bear it.
         folder: `<storage.uri>/<name>`, a local folder (for s3:// storage: the local staging folder).
+        identity: 16 hex digits of the spec as it is now.
     """
 
     spec: Spec
     hash: str
     folder: Path
+    identity: str = ""
     _lock: Any = field(default=None, repr=False)
 
     @property
@@ -46,14 +51,16 @@ class Run:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Record the result and mark the run done; returns the result."""
         write_json(
-            self.folder / "state.json", {"status": "done", "hash": self.hash, "ended": time.time(), "result": result}
+            self.folder / "state.json",
+            {"status": "done", "hash": self.identity, "ended": time.time(), "result": result},
         )
         return result
 
     def fail(self, message: str) -> None:
-        write_json(
-            self.folder / "state.json", {"status": "failed", "hash": self.hash, "ended": time.time(), "error": message}
-        )
+        """Record why it failed; where even that has no room, the run is as one that was killed."""
+        about = {"status": "failed", "hash": self.identity, "ended": time.time(), "error": message}
+        with contextlib.suppress(OSError):
+            write_json(self.folder / "state.json", about)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -69,11 +76,12 @@ def local_root(spec: Job) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def open_run(spec: Spec, *, replace: bool = False) -> Run:
+def open_run(spec: Spec, *, replace: bool = False, extend: bool = False) -> Run:
     """Open the run named by a spec, to begin or to resume it.
 
     Raises:
-        IdentityError: the name was used with another spec and `replace` is not set, or another process holds the run.
+        IdentityError: the name was used with another spec and neither `replace` nor `extend` covers that, or another
+            process holds the run.
     """
     folder = local_root(spec) / spec.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,13 +89,13 @@ def open_run(spec: Spec, *, replace: bool = False) -> Run:
     identity, dumped = spec_hash(spec), spec.model_dump(mode="json")
     kept = read_json(folder / "spec.json", None)
     if kept is not None and kept["hash"] != identity and not replace:
-        lock.close()
-        lines = spec_difference(kept["spec"], dumped)
-        raise IdentityError(
-            f"run {spec.name} exists with another spec ({'; '.join(lines[:4])})",
-            where=str(folder),
-            fix="give it another name, or --replace to begin anew and keep the old",
-        )
+        more = _wants_more(spec_changes(kept["spec"], dumped))
+        if not (extend and more):
+            lock.close()
+            raise _refused(spec, folder, kept["spec"], dumped, more)
+        write_json(folder / "state.json", {"status": "running", "hash": identity, "began": time.time()})
+        kept = {"hash": identity, "began_as": kept.get("began_as", kept["hash"]), "spec": dumped}
+        write_json(folder / "spec.json", kept)
     if kept is not None and replace:
         lock.close()
         folder.rename(folder.with_name(f"{folder.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"))
@@ -95,11 +103,26 @@ def open_run(spec: Spec, *, replace: bool = False) -> Run:
         lock = hold_folder(folder)
         kept = None
     if kept is None:
-        write_json(folder / "spec.json", {"hash": identity, "spec": dumped})
-    run = Run(spec=spec, hash=identity, folder=folder, _lock=lock)
+        kept = {"hash": identity, "spec": dumped}
+        write_json(folder / "spec.json", kept)
+    run = Run(spec=spec, hash=kept.get("began_as", identity), folder=folder, identity=identity, _lock=lock)
     if not run.done or spec.kind == "serve":
         write_json(folder / "state.json", {"status": "running", "hash": identity, "began": time.time()})
     return run
+
+
+def _wants_more(changes: dict[str, tuple[Any, Any]]) -> bool:
+    """Whether a spec differs only in how much it wants, and wants more."""
+    return all(field in EXTENDABLE and new > old for field, (old, new) in changes.items())
+
+
+def _refused(spec: Spec, folder: Path, old: dict[str, Any], new: dict[str, Any], more: bool) -> IdentityError:
+    fix = "give it another name, or --replace to begin anew and keep the old"
+    return IdentityError(
+        f"run {spec.name} exists with another spec ({'; '.join(spec_difference(old, new)[:4])})",
+        where=str(folder),
+        fix=f"--extend to go on to that, {fix}" if more else fix,
+    )
 
 
 def holder(folder: Path) -> int | None:

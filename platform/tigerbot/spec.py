@@ -554,11 +554,16 @@ def spec_hash(spec: Spec) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def spec_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `field: old -> new` of the identity fields that differ between two dumped specs."""
+def spec_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The identity fields that differ between two dumped specs, with both values."""
     before, after = flat(old), flat(new)
     keys = [key for key in sorted({*before, *after}) if key.split(".")[0] not in _NOT_IDENTITY]
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def spec_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The same as lines `field: old -> new`."""
+    return [f"{key}: {before!r} -> {after!r}" for key, (before, after) in spec_changes(old, new).items()]
 
 
 def json_schema(kind: str) -> dict[str, Any]:

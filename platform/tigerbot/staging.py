@@ -64,12 +64,23 @@ def disk_errors(where: str | Path) -> Iterator[None]:
         missing = error.filename or where
         raise MissingError("is not there", where=str(missing), fix="check the path") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError("the disk is full", where=str(where), fix="free space, or lower storage.keep") from None
+        if is_full(error):
+            raise disk_full(where) from None
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise StorageError("holds other files", where=str(where), fix="give an empty or new folder") from None
         reason = error.strerror or str(error)
         raise StorageError(f"the disk says: {reason}", where=str(where), fix="check the path and its owner") from None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room; libraries written in Rust say it in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
+def disk_full(where: str | Path) -> StorageError:
+    return StorageError("the disk is full", where=str(where), fix="free space, or lower storage.keep")
 
 
 def sha256_file(path: str | Path) -> str:

@@ -16,19 +16,30 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tigerbot.errors import TrackingError
+from tigerbot.errors import TrackingError, first_line
 from tigerbot.mlflow_server import TrackingServer, serve_tracking
 from tigerbot.outbox import Outbox
 from tigerbot.runs import read_json, write_json
+from tigerbot.spec import flat
 
 if TYPE_CHECKING:
     from tigerbot.runs import Run
 
-__all__ = ["REGISTERED_MODEL", "TrackedRun", "Tracker", "TrackingServer", "resolve_alias", "serve_tracking", "track"]
+__all__ = [
+    "REGISTERED_MODEL",
+    "TrackedRun",
+    "Tracker",
+    "TrackingServer",
+    "resolve_alias",
+    "serve_tracking",
+    "track",
+    "tracked",
+]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REGISTERED_MODEL = "tiger"
@@ -135,8 +146,8 @@ class Tracker:
             except Exception as error:  # any failure of a server or client must not end delivery
                 applier.forget_server()
                 if not self._complaint:
-                    print(f"  MLflow does not answer; metrics wait on disk ({_first_line(error)})", file=sys.stderr)
-                self._complaint = _first_line(error)
+                    print(f"  MLflow does not answer; metrics wait on disk ({first_line(error)})", file=sys.stderr)
+                self._complaint = first_line(error)
                 self._closing.wait(wait * random.uniform(0.5, 1.0))
                 self._wake.set()
                 wait = min(2 * wait, 15.0)
@@ -185,8 +196,25 @@ def track(run: Run) -> tuple[Tracker, TrackedRun]:
     commit = git_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
-    params = _flat(spec.model_dump(mode="json", exclude={"kind", "name", "storage", "tracking"}))
+    params = flat(spec.model_dump(mode="json", exclude={"kind", "name", "storage", "tracking"}))
     return tracker, tracker.run(spec.name, params=params, tags=tags)
+
+
+@contextmanager
+def tracked(run: Run) -> Iterator[tuple[Tracker, TrackedRun]]:
+    """The tracker and the MLflow run of a job while its body runs; MLflow hears how that ended."""
+    tracker, its_run = track(run)
+    try:
+        yield tracker, its_run
+        its_run.finish()
+    except Exception:
+        its_run.finish("FAILED")
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        its_run.finish("KILLED")
+        raise
+    finally:
+        tracker.close()
 
 
 def deliver_leftovers(run: Run, timeout_s: float = 20.0) -> None:
@@ -214,7 +242,7 @@ def resolve_alias(uri: str, alias: str) -> Path:
         version = MlflowClient(server.url).get_model_version_by_alias(REGISTERED_MODEL, alias)
     except MlflowException as error:
         raise TrackingError(
-            f"no model has the alias {alias!r} ({_first_line(error)})", where=uri, fix="register one"
+            f"no model has the alias {alias!r} ({first_line(error)})", where=uri, fix="register one"
         ) from None
     finally:
         server.stop()
@@ -370,17 +398,3 @@ def _nonce(folder: Path) -> str:
         kept = {"nonce": uuid.uuid4().hex[:12]}
         write_json(path, kept)
     return kept["nonce"]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

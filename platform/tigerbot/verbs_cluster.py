@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file below this folder")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")]
-Replace = Annotated[bool, typer.Option("--replace", help="stop the job of this name and begin anew")]
+from tigerbot.options import Extend, Overrides, Replace, SpecFile
+
 ClusterUrl = Annotated[
     str,
     typer.Option(
@@ -25,11 +24,17 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def submit(spec: SpecFile, cluster: ClusterUrl = LOCAL, overrides: Overrides = None, replace: Replace = False) -> None:
+def submit(
+    spec: SpecFile,
+    cluster: ClusterUrl = LOCAL,
+    overrides: Overrides = None,
+    replace: Replace = False,
+    extend: Extend = False,
+) -> None:
     """Run a job on a cluster, once. Example: tiger submit jobs/corpus.yaml --cluster http://head:8265 --set storage.uri=/mnt/runs"""
     from tigerbot.jobs import submit as submit_job
 
-    done = submit_job(spec, overrides or [], cluster, replace)
+    done = submit_job(spec, overrides or [], cluster, replace, extend)
     print(done.state.line() if done.started else f"{done.state.line()}  (submitted before)")
     if done.state.lives:
         print(f"follow it: tiger logs {done.id} -f --cluster {cluster}")

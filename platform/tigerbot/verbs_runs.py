@@ -9,7 +9,7 @@ import typer
 
 Folder = Annotated[Path, typer.Option("--in", metavar="FOLDER", help="a storage folder")]
 RUNS = Path("tiger-runs")
-runs_app = typer.Typer(help="Runs of a storage folder: list, compare, delete, collect old checkpoints.")
+runs_app = typer.Typer()
 
 
 def register(app: typer.Typer) -> None:

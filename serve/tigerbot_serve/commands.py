@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tigerbot.options import Overrides, SpecFile
 
 
 def register(app: typer.Typer) -> None:
@@ -16,10 +17,8 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="a YAML spec file of kind serve")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="override a field; repeatable")
-    ] = None,
+    spec: SpecFile,
+    overrides: Overrides = None,
 ) -> None:
     """Serve an ensemble until Ctrl-C. Example: tiger serve serve/ensemble.yaml --set http.port=8001"""
     from tigerbot.errors import SpecError

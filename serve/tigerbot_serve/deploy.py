@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tigerbot.cluster import Cluster, connect
-from tigerbot.errors import InputError, ModelError, ServeError, TigerError
+from tigerbot.errors import InputError, ModelError, ServeError, TigerError, first_line
 from tigerbot.living import ENDPOINT
+from tigerbot.ports import free_port, is_free
 from tigerbot.runs import Run, write_json
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.gateway.app import LOOPBACK
@@ -116,7 +116,7 @@ def _run_app(spec: ServeSpec, keys: KeyRing) -> None:
         )
     except RuntimeError as error:
         raise ServeError(
-            f"does not start ({_cause(spec.name) or str(error).splitlines()[0]})",
+            f"does not start ({_cause(spec.name) or first_line(error)})",
             where=spec.name,
             fix="see /tmp/ray/session_latest/logs/serve",
         ) from None
@@ -162,14 +162,8 @@ def _start_proxy(spec: ServeSpec) -> None:
     if running:
         _same_port(spec)
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((spec.http.host, spec.http.port))
-        except OSError:
-            raise InputError(
-                "is in use", where=f"port {spec.http.port}", fix="stop what uses it, or set http.port"
-            ) from None
+    if not is_free(spec.http.port, spec.http.host):
+        raise InputError("is in use", where=f"port {spec.http.port}", fix="stop what uses it, or set http.port")
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.http.host, "port": spec.http.port},
@@ -214,7 +208,7 @@ def _resolved(spec: ServeSpec) -> ServeSpec:
         for field in ("base", "creative", "factual")
         if (value := getattr(spec.members, field)) is not None
     }
-    port = spec.http.port or _free_port(spec.http.host)
+    port = spec.http.port or free_port(spec.http.host)
     return spec.model_copy(
         update={
             "members": spec.members.model_copy(update=folders),
@@ -222,12 +216,6 @@ def _resolved(spec: ServeSpec) -> ServeSpec:
             "http": spec.http.model_copy(update={"port": port}),
         }
     )
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 def _shown_host(spec: ServeSpec) -> str:

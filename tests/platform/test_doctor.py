@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,70 @@ def test_serving_beyond_this_machine_warns_of_the_ports_it_opens(tmp_path: Path,
     said = answer.stdout.splitlines()[-1]
     assert said.startswith(level) and answer.returncode == 0
     assert ("30000-31000" in said and "firewall" in said) == (level == "warn")
+
+
+def broken_machine(patch: pytest.MonkeyPatch) -> None:
+    """Everything that the doctor looks at is missing or too small."""
+    usage = namedtuple("usage", "total used free")
+    patch.setattr(sys, "version_info", (3, 12, 1))
+    patch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    patch.setattr(doctor.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(2**30))
+    patch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(2**40, 2**40, 2**30))
+    patch.setattr(doctor, "_version", lambda package: None)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/no/such")
+
+
+def test_each_line_that_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken, monkeypatch.context() as patch:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        broken_machine(patch)
+        findings = [
+            finding
+            for check in (
+                doctor.python,
+                doctor.machine,
+                doctor.gpu,
+                doctor.ray,
+                doctor.compiler,
+                doctor.mlflow,
+                doctor.s3,
+            )
+            for finding in check()
+        ]
+        findings += [*doctor.ports({taken.getsockname()[1]: "serving"}), *doctor.serving("0.0.0.0")]
+
+    said = [finding.what for finding in findings]
+    for part in (
+        "3.12",
+        "1 core",
+        "memory",
+        "disk",
+        "torch",
+        "Ray",
+        "DeepSpeed",
+        "MLflow",
+        "S3",
+        "taken",
+        "opens port",
+    ):
+        assert any(part in what for what in said), part
+    assert all(finding.level != "ok" and finding.fix for finding in findings)
+
+
+@pytest.mark.parametrize(("torch", "level"), [("2.13.0+cpu", "warn"), ("2.13.0", "ok")])
+def test_a_gpu_beside_a_torch_for_cpus_is_said_with_the_command(
+    torch: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: torch)
+    monkeypatch.setattr(doctor, "_gpu_names", lambda: ["NVIDIA H100"])
+
+    (found,) = doctor.gpu()
+
+    assert found.level == level and "1 x NVIDIA H100" in found.what
+    assert ("pip install" in found.fix) == (level == "warn")
 
 
 def test_a_wrong_spec_is_one_line() -> None:

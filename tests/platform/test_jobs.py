@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,17 +244,22 @@ def test_strangers_and_mistakes_are_one_line(head: Head, tmp_path: Path) -> None
     (free,) = _free_ports(1)
     outside = tmp_path / "outside.yaml"
     outside.write_text((head.folder / "small.yaml").read_text())
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        wrong_token = head.tiger("jobs", RAY_AUTH_TOKEN="f" * 32)
-        no_token = head.tiger("jobs", RAY_AUTH_TOKEN="", HOME=str(tmp_path))
-        no_mode = head.tiger("jobs", RAY_AUTH_MODE="")
-        overridden = head.tiger("jobs", RAY_ADDRESS="http://127.0.0.1:9")
-        nobody = head.tiger("submit", "small.yaml", url=f"http://127.0.0.1:{free}")
-        no_scheme = head.tiger("jobs", url=f"127.0.0.1:{deaf.getsockname()[1]}")
-        hangs = head.tiger("jobs", url=f"http://127.0.0.1:{deaf.getsockname()[1]}", first=IMPATIENT)
-    lost = head.tiger("submit", "relative.yaml")
-    strange = head.tiger("submit", str(outside))
-    unknown = head.tiger("stop", "nothing")
+    with socket.create_server(("127.0.0.1", 0)) as deaf, ThreadPoolExecutor(4) as pool:
+        silent = f"127.0.0.1:{deaf.getsockname()[1]}"
+
+        def tiger(*words: str, **options: str) -> Future[subprocess.CompletedProcess[str]]:
+            return pool.submit(head.tiger, *words, **options)
+
+        wrong_token = tiger("jobs", RAY_AUTH_TOKEN="f" * 32)
+        no_token = tiger("jobs", RAY_AUTH_TOKEN="", HOME=str(tmp_path))
+        no_mode = tiger("jobs", RAY_AUTH_MODE="")
+        overridden = tiger("jobs", RAY_ADDRESS="http://127.0.0.1:9")
+        nobody = tiger("submit", "small.yaml", url=f"http://127.0.0.1:{free}")
+        no_scheme = tiger("jobs", url=silent)
+        hangs = tiger("jobs", url=f"http://{silent}", first=IMPATIENT)
+        lost = tiger("submit", "relative.yaml")
+        strange = tiger("submit", str(outside))
+        unknown = tiger("stop", "nothing")
 
     expected = {
         1: [
@@ -270,7 +276,9 @@ def test_strangers_and_mistakes_are_one_line(head: Head, tmp_path: Path) -> None
         ],
     }
     for code, answers in expected.items():
-        for answer, line in answers:
+        for asked, line in answers:
+            answer = asked.result()
             assert (answer.returncode, len(answer.stderr.splitlines())) == (code, 1), answer.stderr
             assert answer.stderr.startswith("tiger: ") and line in answer.stderr, answer.stderr
-    assert no_mode.returncode == overridden.returncode == 0, no_mode.stderr + overridden.stderr
+    for fine in (no_mode.result(), overridden.result()):
+        assert fine.returncode == 0, fine.stderr

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tigerbot import runner
 from tigerbot.errors import InputError, ModelError
 from tigerbot.listing import export_model, listed
 from tigerbot.models import (
     PRESETS,
     add_lora,
     build,
+    hub_folder,
     load_model,
     load_tokenizer,
     model_hash,
     parameter_count,
     save_model,
 )
-from tigerbot.runs import write_json
-from tigerbot.spec import Lora
+from tigerbot.runs import Run, write_json
+from tigerbot.spec import Lora, parse_spec, spec_hash
 from tigerbot_jobs.data.tokenizer import train_tokenizer
 
 TEXTS = ["The fox sings. 狐狸唱歌。"] * 100
@@ -73,6 +76,43 @@ def test_an_adapter_on_another_base_is_refused(adapter: Path, base: Path) -> Non
 
     weights.write_bytes(kept)
     assert load_model(adapter)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache that is all there is: no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_hub_model_is_found_in_the_cache_without_a_network(
+    base: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = hub_cache / "models--org--small"
+    shutil.copytree(base, held / "snapshots/0123")
+    (held / "refs").mkdir()
+    (held / "refs/main").write_text("0123")
+    seen: list[Run] = []
+    monkeypatch.setattr(runner, "job_function", lambda kind: lambda run: seen.append(run) or run.finish({}))
+    raw = {"kind": "train", "name": "tuned", "model": {"hub": "org/small"}, "data": {"train": [{"path": "t"}]}}
+    spec = parse_spec(raw | {"train": {"tokens": 100}, "storage": {"uri": str(tmp_path)}})
+
+    runner.run_spec(spec)
+
+    (run,) = seen
+    assert run.spec.model.hub is None and run.hash == spec_hash(spec)  # type: ignore[union-attr]
+    assert torch.equal(logits(load_model(run.spec.model)), logits(load_model(base)))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["org/absent", "no/such/name", "~"])
+def test_a_hub_model_that_cannot_be_had_is_one_line(name: str, hub_cache: Path) -> None:
+    with pytest.raises(ModelError, match=r"give model\.path, or a cache") as refused:
+        hub_folder(name)
+
+    assert "\n" not in str(refused.value) and name in str(refused.value)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("tiny", 0.0026), ("60m", 0.058), ("7b", 6.7), ("180b", 180)])

@@ -61,6 +61,37 @@ def test_replace_begins_anew_and_keeps_the_old_one(tmp_path: Path) -> None:
     fresh.close()
 
 
+def test_a_run_that_is_extended_goes_on_under_the_hash_its_checkpoints_bear(tmp_path: Path) -> None:
+    first = open_run(spec(tmp_path))
+    ended(first)
+    more = spec(tmp_path, train={"tokens": 200})
+
+    with pytest.raises(IdentityError, match=r"train.tokens: 100 -> 200.*--extend to go on to that"):
+        open_run(more)
+    longer = open_run(more, extend=True)
+
+    assert longer.hash == first.hash and longer.identity != first.hash
+    assert longer.state["status"] == "running"
+    ended(longer)
+    again = open_run(more)
+    assert again.done and again.hash == first.hash
+    again.close()
+    longest = open_run(spec(tmp_path, train={"tokens": 300}), extend=True)
+    assert longest.hash == first.hash
+    longest.close()
+
+
+@pytest.mark.parametrize("change", [{"tokens": 50}, {"tokens": 200, "lr": 0.5}])
+def test_only_more_of_the_same_is_an_extension(tmp_path: Path, change: dict[str, Any]) -> None:
+    ended(open_run(spec(tmp_path)))
+
+    with pytest.raises(IdentityError, match="exists with another spec") as refused:
+        open_run(spec(tmp_path, train=change), extend=True)
+
+    assert "--extend" not in str(refused.value)
+    assert holder(tmp_path / "x") is None
+
+
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     mine = open_run(spec(tmp_path))
     assert holder(mine.folder) == os.getpid()

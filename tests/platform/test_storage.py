@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -26,32 +26,6 @@ from tigerbot.storage import MANIFEST, Entry, MissingError, Store, open_store, s
 
 MB = 1024 * 1024
 QUICK = ObjectOptions(part_bytes=5 * MB, read_timeout_s=1.0, connect_timeout_s=1.0, sleep=lambda _: None)
-
-
-@pytest.fixture(scope="session")
-def moto_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait_for(port, server)
-        yield port
-    finally:
-        server.kill()
-        server.wait(10)
-
-
-def _wait_for(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/moto-api/", timeout=2)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError("moto's server did not start")
 
 
 @pytest.fixture(scope="session")
@@ -596,25 +570,12 @@ def test_a_reader_beside_a_writer_sees_one_commit_whole(store: Store, tmp_path: 
     assert all(len(files) == 3 and len(set(files.values())) == 1 for files in fetched)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"mount is refused here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.root
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(small_disk: Path, tmp_path: Path) -> None:
-    store = FolderStore(small_disk)
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
+    small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    disk = small_disk("3m")
+    store = FolderStore(disk)
     small = checkpoint(tmp_path / "small", sizes=(MB,))
     big = checkpoint(tmp_path / "big", sizes=(MB, 3 * MB))
     store.commit_folder(small, "run/step-1")
@@ -623,13 +584,13 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(small_dis
         lambda: store.commit_folder(big, "run/step-2"),
         lambda: store.put_file(big / "rank-0/1.bin", "file"),
         lambda: store.put_bytes("bytes", bytes(4 * MB)),
-        lambda: FolderStore(tmp_path / "roomy").fetch_folder("run/big", small_disk / "fetched"),
+        lambda: FolderStore(tmp_path / "roomy").fetch_folder("run/big", disk / "fetched"),
     )
     FolderStore(tmp_path / "roomy").commit_folder(big, "run/big")
     for use in uses:
-        with pytest.raises(StorageError, match=rf"{small_disk}.*the disk is full; free space"):
+        with pytest.raises(StorageError, match=rf"{disk}.*the disk is full; free space"):
             use()
 
     assert store.committed() == ["run/step-1"] and len(store.list()) == 3
-    assert not list(small_disk.rglob("*.staged-*")) and not list(small_disk.rglob(".staged-*"))
+    assert not list(disk.rglob("*.staged-*")) and not list(disk.rglob(".staged-*"))
     store.commit_folder(small, "run/step-2")

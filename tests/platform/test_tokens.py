@@ -75,6 +75,19 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
         TokenShards(tmp_path / "s")
 
 
+def test_shards_of_a_newer_program_are_refused_and_cut_off_ones_named(tmp_path: Path) -> None:
+    shards(tmp_path / "s", 1)
+    manifest = tmp_path / "s/manifest.json"
+    text = manifest.read_text()
+
+    manifest.write_text(text.replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(DataError, match="has format version 2, this program reads up to 1; use a newer program"):
+        TokenShards(tmp_path / "s")
+    manifest.write_text(text[:40])
+    with pytest.raises(CorruptError, match=r"manifest\.json is not JSON"):
+        TokenShards(tmp_path / "s")
+
+
 def test_what_is_no_shard_folder_or_does_not_fit_says_so(tmp_path: Path) -> None:
     shards(tmp_path / "s", 1)
 

@@ -20,16 +20,11 @@ import pytest
 import yaml
 
 from tigerbot.errors import ModelError, ServeError
+from tigerbot.ports import free_port
 from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.deploy import deploy
 
 TIGER = [sys.executable, "-m", "tigerbot.cli"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def spec_of(world: Any, storage: Path, **fields: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _parsed(line: bytes | None, source: CorpusSource) -> Row | _Bad:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         return _Bad("not UTF-8")
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         return _Bad("not JSON")
     if not isinstance(value, dict):
         return _Bad("not an object")

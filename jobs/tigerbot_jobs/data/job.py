@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _packed(run: Run, spec: CorpusSpec) -> dict[str, Any]:
     with stage("packing tokens", total=len(spec.sources), unit="sources") as shown:
         for source in spec.sources:
             folder = run.folder / "tokens" / source.name
-            if not (folder / "manifest.json").exists():
+            if source.name not in report or not (folder / "manifest.json").exists():
                 report[source.name] = _pack_source(run, spec, source, tokenizer_folder, folder)
                 write_json(run.folder / "report.json", report)
             shown.advance(1, source.name)
@@ -66,7 +66,7 @@ def pack_file(path: str, format: str, tokenizer_folder: str, sequence_length: in
     report = Report()
     rows = unique(clean(_file_rows(source, report, 16_000_000), source, report), source, report)
     tokenizer = load_tokenizer(tokenizer_folder)
-    documents = (_document(row, tokenizer) for row in rows)
+    documents = [_document(row, tokenizer) for row in rows]
     _write(documents, tokenizer_folder, sequence_length, folder, where=path)
     return folder
 
@@ -88,8 +88,8 @@ def _pack_source(
     run: Run, spec: CorpusSpec, source: CorpusSource, tokenizer_folder: Path, folder: Path
 ) -> dict[str, Any]:
     report = Report()
-    documents = _documents(source, spec, report, str(tokenizer_folder))
-    tokens = _write(documents, str(tokenizer_folder), spec.sequence_length, folder, where=source.path or source.name)
+    # All rows are read before anything is written: shards that stand are shards whose rows were good enough.
+    documents = list(_documents(source, spec, report, str(tokenizer_folder)))
     if report.rejects:
         lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in report.rejects)
         write_text(run.folder / f"rejects-{source.name}.jsonl", lines)
@@ -99,6 +99,7 @@ def _pack_source(
             where=str(source.path),
             fix=f"see {run.folder}/rejects-{source.name}.jsonl, or raise max_bad_rows",
         )
+    tokens = _write(documents, str(tokenizer_folder), spec.sequence_length, folder, where=source.path or source.name)
     return report.as_dict() | {"tokens": tokens}
 
 
@@ -118,8 +119,8 @@ def _is_large(source: CorpusSource) -> bool:
     return source.path is not None and len(files_of(source)) > 1
 
 
-def _write(found: Iterable[Document], tokenizer_folder: str, sequence_length: int, folder: Path, *, where: str) -> int:
-    tokenizer, documents = load_tokenizer(tokenizer_folder), list(found)
+def _write(documents: list[Document], tokenizer_folder: str, sequence_length: int, folder: Path, *, where: str) -> int:
+    tokenizer = load_tokenizer(tokenizer_folder)
     if not documents:
         raise DataError("holds no usable row", where=where, fix="look at its rows, or at min_chars")
     sequences = pack(documents, sequence_length, pad_id=tokenizer.pad_token_id)

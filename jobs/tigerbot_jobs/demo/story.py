@@ -10,7 +10,6 @@ import copy
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,8 @@ import psutil
 import yaml
 
 from tigerbot.errors import InputError
+from tigerbot.living import ENDPOINT
+from tigerbot.ports import free_port, is_free
 from tigerbot.progress import stage
 from tigerbot.runner import deploy_spec, run_spec
 from tigerbot.runs import hold_folder, read_json, write_json, write_text
@@ -59,7 +60,7 @@ class Demo:
         self.folder = (
             folder.resolve() if model == "tiny" else folder.resolve().with_name(f"{folder.name}-{Path(model).name}")
         )
-        self.port = port or _free_port()
+        self.port = port or free_port()
 
     def tell(self, *, exit_after: bool = False, fresh: bool = False) -> int:
         """Run the story. Returns the exit status: with `exit_after`, 0 only if every printed check holds."""
@@ -71,20 +72,30 @@ class Demo:
         _check_port(self.port)
         with ExitStack() as stack:
             stack.enter_context(hold_folder(self.folder))
+            self._say(status="running", began=time.time())
             stack.enter_context(_second_interrupt_kills())
             memory = stack.enter_context(PeakMemory())
             mlflow_url, ray_url = self._services(stack)
             results = self._train(mlflow_url)
             endpoint = stack.enter_context(self._endpoint())
+            write_json(self.folder / ENDPOINT, {"url": endpoint})
+            stack.callback((self.folder / ENDPOINT).unlink, missing_ok=True)
             print(f"\nchat page       {endpoint}/\nAPI             {endpoint}/v1")
             print(f"MLflow          {mlflow_url}\nRay dashboard   {ray_url}")
             print(f"up after {time.monotonic() - began:.0f} s, peak memory {memory.gib():.1f} GiB", flush=True)
             if exit_after:
-                return self._examine(endpoint, mlflow_url, results, memory)
+                held = self._examine(endpoint, mlflow_url, results, memory)
+                self._say(status="done", ended=time.time())
+                return held
             print("Ctrl-C stops everything; the next `make demo` is up in under a minute.", flush=True)
             while True:
                 time.sleep(3600)
         return 0
+
+    def _say(self, **state: Any) -> None:
+        """The demo as a run among others, for `tiger status`, `tiger stop` and `tiger runs`."""
+        write_json(self.folder / "spec.json", {"spec": {"kind": "demo", "name": self.folder.name}})
+        write_json(self.folder / "state.json", state)
 
     def _services(self, stack: ExitStack) -> tuple[str, str]:
         """MLflow and Ray, up until the stack unwinds; their addresses."""
@@ -253,15 +264,5 @@ def _gone() -> Any:
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputError("is in use", where=f"port {port}", fix="stop what uses it, or give --port 0") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    if not is_free(port):
+        raise InputError("is in use", where=f"port {port}", fix="stop what uses it, or give --port 0")

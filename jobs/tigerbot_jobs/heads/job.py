@@ -15,12 +15,12 @@ import torch
 from safetensors.numpy import save_file
 
 from tigerbot.chat import end_token_ids
-from tigerbot.errors import ModelError, TigerError
+from tigerbot.errors import ModelError
 from tigerbot.models import load_model, load_tokenizer, model_hash, tokenizer_hash
 from tigerbot.progress import Stage, stage
 from tigerbot.runs import Run
 from tigerbot.spec import HeadsSpec
-from tigerbot.tracking import TrackedRun, track
+from tigerbot.tracking import TrackedRun, tracked
 from tigerbot_jobs.data.world import Fact, World, check, languages_of, questions
 from tigerbot_jobs.heads.branching import branching_examples, creative_prompts, prompt_ids, settled_examples
 from tigerbot_jobs.heads.examples import (
@@ -50,20 +50,9 @@ def run(run: Run) -> dict[str, Any]:
     if tokenizer_hash(spec.creative) != tokenizer_hash(spec.factual):
         raise ModelError("the experts have different tokenizers", where=spec.creative, fix="train both on one corpus")
     torch.set_num_threads(os.cpu_count() or 1)
-    tracker, tracked = track(run)
-    try:
-        with stage("fitting the heads", total=STEPS, unit="steps") as shown:
-            result = _fit(run, spec, tracked, shown)
-        tracked.finish()
-        return run.finish(result)
-    except TigerError:
-        tracked.finish("FAILED")
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        tracked.finish("KILLED")
-        raise
-    finally:
-        tracker.close()
+    with tracked(run) as (_, its_run), stage("fitting the heads", total=STEPS, unit="steps") as shown:
+        result = _fit(run, spec, its_run, shown)
+    return run.finish(result)
 
 
 def _fit(run: Run, spec: HeadsSpec, tracked: TrackedRun, shown: Stage) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tigerbot.errors import IdentityError, TigerError
 from tigerbot.progress import Stage, stage
 from tigerbot.runs import Run, read_json, write_json
 from tigerbot.spec import SweepSpec
-from tigerbot.tracking import TrackedRun, Tracker, track
+from tigerbot.tracking import TrackedRun, Tracker, tracked
 from tigerbot_jobs.sweep.ledger import Entry, Ledger
 from tigerbot_jobs.sweep.space import grid_points, tune_space
 from tigerbot_jobs.sweep.target import Target, load_target
@@ -34,29 +35,18 @@ def run(run: Run) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 1) // spec.max_concurrent)
     target, target_hash = load_target(spec.target, spec.params, threads=threads)
     _check_target(run, target_hash)
-    tracker, parent = track(run)
-    ledger = Ledger(run.folder / "trials.jsonl")
-    cluster = connect(None, num_cpus=max(os.cpu_count() or 1, spec.max_concurrent))
-    try:
+    with ExitStack() as stack:
+        tracker, parent = stack.enter_context(tracked(run))
+        ledger = stack.enter_context(closing(Ledger(run.folder / "trials.jsonl")))
+        stack.callback(connect(None, num_cpus=max(os.cpu_count() or 1, spec.max_concurrent)).stop)
         with stage(f"sweep {spec.name}", total=spec.trials, unit="trials") as shown:
             shown.update(len(ledger.ended))
             _run_trials(run, spec, target, ledger, _Follow(spec, ledger, tracker, parent, shown))
         result = _result(spec, ledger)
         parent.log({f"best_{spec.metric}": result["metric"]}, step=len(ledger.ended))
         parent.tag(**{f"best.{name}": str(value) for name, value in result["params"].items()})
-        parent.finish()
-        print(f"  best {spec.metric} {result['metric']:.4f} with {result['params']}")
-        return run.finish(result)
-    except TigerError:
-        parent.finish("FAILED")
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        parent.finish("KILLED")
-        raise
-    finally:
-        ledger.close()
-        tracker.close()
-        cluster.stop()
+    print(f"  best {spec.metric} {result['metric']:.4f} with {result['params']}")
+    return run.finish(result)
 
 
 def _check_target(run: Run, target_hash: str) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerbot.chat import encode_chat, encode_plain
-from tigerbot.errors import DataError
+from tigerbot.errors import DataError, StorageError
 from tigerbot.models import load_tokenizer
 from tigerbot.runner import run_spec
 from tigerbot.spec import CorpusSource, parse_spec
@@ -99,22 +100,40 @@ def test_plain_gz_and_zst_files_give_the_same_shards(tmp_path: Path, suffix: str
 def test_bad_rows_are_counted_with_their_lines_and_do_not_stop_the_job(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"row {i} 第{i}行"}).encode() for i in range(300)]
     rows[10], rows[20] = b"{not json", b'{"text": "\xff\xfe"}'
+    rows[30] = b'{"text": "a", "n": ' + b"1" * 5000 + b"}"
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(rows))
 
     result = corpus(tmp_path, path)
 
-    assert result["sources"]["s"]["dropped"] == {"not JSON": 1, "not UTF-8": 1}
+    assert result["sources"]["s"]["dropped"] == {"not JSON": 2, "not UTF-8": 1}
     rejects = [json.loads(line) for line in (tmp_path / "runs/c/rejects-s.jsonl").read_text().splitlines()]
-    assert [(reject["line"], reject["reason"]) for reject in rejects] == [(11, "not JSON"), (21, "not UTF-8")]
+    assert [(reject["line"], reject["reason"]) for reject in rejects] == [
+        (11, "not JSON"),
+        (21, "not UTF-8"),
+        (31, "not JSON"),
+    ]
 
 
 def test_too_many_bad_rows_stop_the_job_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(ROWS[:4]) + b"nonsense\n" * 10)
 
-    with pytest.raises(DataError, match="10 of 14 rows are bad"):
-        corpus(tmp_path, path)
+    for _ in range(2):  # the second time finds nothing that the first one left half done
+        with pytest.raises(DataError, match="10 of 14 rows are bad"):
+            corpus(tmp_path, path)
+
+    assert not (tmp_path / "runs/c/tokens/s").exists()
+
+
+def test_a_source_whose_report_was_lost_with_the_process_is_packed_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl(ROWS))
+    first = corpus(tmp_path, path)
+    for name in ("state.json", "report.json"):  # as a kill between the shards and the report leaves it
+        (tmp_path / "runs/c" / name).unlink()
+
+    assert corpus(tmp_path, path) == first
 
 
 @pytest.mark.parametrize(
@@ -208,3 +227,20 @@ def test_one_broken_file_of_many_is_named(tmp_path: Path) -> None:
         run_spec(parse_spec(raw))
 
     assert not (tmp_path / "runs/c/tokens/s").exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("room", ["12k", "120k"], ids=["no room for the tokenizer", "no room for the tokens"])
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
+    tmp_path: Path, small_disk: Callable[[str], Path], room: str
+) -> None:
+    disk = small_disk(room)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl([f"{row} {index}" for index, row in enumerate(ROWS * 20)]))
+
+    with pytest.raises(StorageError) as full:
+        corpus(disk, path)
+
+    assert "the disk is full; free space" in str(full.value) and "\n" not in str(full.value)
+    small_disk("20m")
+    assert corpus(disk, path)["sources"]["s"]["kept"] == 2400

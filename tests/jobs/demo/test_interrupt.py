@@ -1,45 +1,69 @@
-"""Ctrl-C on `tiger demo`, once and twice, and a second demo beside a living one."""
+"""Ctrl-C on `tiger demo`, twice and once, a second demo beside a living one, and one that is stopped from elsewhere."""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tigerbot.runs import holder
 
-DEMO = [sys.executable, "-m", "tigerbot.cli", "demo", "--port", "0", "--folder"]
+TIGER = [sys.executable, "-m", "tigerbot.cli"]
 
 
 def begun(folder: Path) -> subprocess.Popen:
-    """A demo whose services are up and whose first stages run."""
-    process = subprocess.Popen([*DEMO, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    until = time.monotonic() + 120
-    while "2/6" not in process.stdout.readline():
+    """A demo whose services are up and whose sweep has begun its trials."""
+    command = [*TIGER, "demo", "--port", "0", "--folder", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    trials, until = folder / "sweep/trials.jsonl", time.monotonic() + 120
+    before = trials.stat().st_size if trials.exists() else 0
+    while not trials.exists() or trials.stat().st_size == before:
         assert process.poll() is None and time.monotonic() < until
-    time.sleep(3)  # the sweep's trials are on their way
+        time.sleep(0.1)
     return process
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_leaves_nothing_running(tmp_path: Path, times: int) -> None:
-    process = begun(tmp_path / "demo")
-    children = psutil.Process(process.pid).children(recursive=True)
-    beside = subprocess.run([*DEMO, str(tmp_path / "demo")], capture_output=True, text=True, timeout=60)
+def gone(children: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(children, timeout=90)
+    return not [child.cmdline()[:4] for child in alive]
 
-    for _ in range(times):
-        process.send_signal(signal.SIGINT)
+
+def test_a_demo_that_is_interrupted_leaves_nothing_running_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    process = begun(folder)
+    children = psutil.Process(process.pid).children(recursive=True)
+    beside = subprocess.run([*TIGER, "demo", "--port", "0", "--folder", str(folder)], capture_output=True, text=True)
+
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to everything in the foreground
         time.sleep(0.5)
 
     assert beside.returncode == 2 and "another process is working on this run" in beside.stderr
     assert process.wait(timeout=90) == 130
-    _, alive = psutil.wait_procs(children, timeout=90)
-    assert not [child.cmdline()[:4] for child in alive]
-    assert holder(tmp_path / "demo") is None
-    assert (tmp_path / "demo/corpus/state.json").exists()  # what was done is kept
+    assert gone(children) and holder(folder) is None
+
+    again = begun(folder)
+    children = psutil.Process(again.pid).children(recursive=True)
+    status = subprocess.run([*TIGER, "status", "--in", str(tmp_path)], capture_output=True, text=True, check=True)
+    stopped = subprocess.run([*TIGER, "stop", "demo", "--in", str(tmp_path)], capture_output=True, text=True)
+
+    assert "demo" in [line.split()[0] for line in status.stdout.splitlines()]
+    assert stopped.returncode == 0 and "the same command continues it" in stopped.stdout, stopped.stderr
+    assert again.wait(timeout=90) == 130
+    assert gone(children) and holder(folder) is None
+
+
+def test_a_port_in_use_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [*TIGER, "demo", "--port", str(port), "--folder", str(tmp_path / "demo")]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
+    assert f"port {port}: is in use; stop what uses it, or give --port 0" in refused.stderr

@@ -73,14 +73,18 @@ def test_a_cancelled_request_frees_its_slot_within_a_step(engine_of, tokenizer) 
         await anext(first)
         steps = engine.stats().steps
         first.cancel()
+        while engine.stats().queued:  # it waits for the one slot
+            await asyncio.sleep(0)
+        taken = engine.stats().steps - steps
         async for event in second:
             if isinstance(event, FinishEvent):
-                return engine.stats().steps - steps, event
+                return taken, event
         raise AssertionError
 
     steps, end = asyncio.run(asyncio.wait_for(story(), 30))
 
-    assert end.finish_reason in ("length", "stop") and steps < 12
+    assert end.finish_reason in ("length", "stop")
+    assert steps <= 2  # the one that was under way, and the one that the next request was in
     settled(engine)
 
 

@@ -42,9 +42,10 @@ def test_a_good_answer_is_ok_and_given_after_it_was_judged(engine_of, heads, ask
 
 def test_a_rewrite_that_is_better_is_kept_and_its_draft_shown(engine_of, heads, ask, tokenizer) -> None:
     plain = engine_of("lora")
-    texts = ("The fox 狐狸", "Rain falls on", "细雨落下，月亮", "old town night", "in the river", "sings", "等待")
-    # A head that prefers the rewrite is hard to make by hand: of a few random ones, one happens to.
-    for text, seed in itertools.product(texts, range(10)):
+    texts = ("in the river", "The fox 狐狸", "Rain falls on", "细雨落下，月亮", "old town night", "sings", "等待")
+    # A head that prefers the rewrite is hard to make by hand: of a few random ones, one happens to. The first is known
+    # to; the others are for the day when the weights come out differently.
+    for text, seed in itertools.product(texts, (1, 0, *range(2, 10))):
         request = asked(tokenizer, 0.69, prompt_ids=tuple(tokenizer.encode(text)))
         draft, factual = ask(plain, replace(request, verify=False), replace(request, verify=False, dial=0.0))
         if draft.ids == factual.ids:

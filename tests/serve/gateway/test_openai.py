@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tigerbot_serve.gateway import sse
 from tigerbot_serve.gateway.keys import KeyRing
 
+HTTP = httpx.Client(timeout=30)  # one for all: a fresh one reads the system's certificates each time
 ASK = [{"role": "user", "content": "狐狸在河边唱歌。The fox sings."}]
 
 
@@ -80,7 +81,7 @@ def test_plain_completions_and_models_are_there(serve_engine) -> None:
 def test_the_ensemble_object_shows_dial_tokens_and_verdict(serve_engine, heads) -> None:
     served = serve_engine(heads=str(heads(p_div=1.0, p_dev=-3.0)))
 
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body(creativity=0.4, ensemble_tokens=True)).json()
+    answer = HTTP.post(f"{served.url}/v1/chat/completions", json=body(creativity=0.4, ensemble_tokens=True)).json()
 
     ensemble = answer["ensemble"]
     assert ensemble["dial"] == 0.4 and ensemble["verdict"] == "ok" and ensemble["rewrites"] == 0
@@ -92,7 +93,7 @@ def test_the_ensemble_object_shows_dial_tokens_and_verdict(serve_engine, heads) 
 def test_a_doubtful_answer_is_rewritten_and_its_draft_counted(serve_engine, heads) -> None:
     served = serve_engine(heads=str(heads(p_dev=3.0)), judge={"margin": 0.0})
 
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body(creativity=0.5, max_rewrites=2)).json()
+    answer = HTTP.post(f"{served.url}/v1/chat/completions", json=body(creativity=0.5, max_rewrites=2)).json()
 
     assert answer["ensemble"]["verdict"] == "flagged" and answer["ensemble"]["rewrites"] == 2
     details = answer["usage"]["completion_tokens_details"]
@@ -136,7 +137,7 @@ def test_heartbeats_are_chunks_that_the_client_ignores(serve_engine, monkeypatch
     ],
 )
 def test_a_wrong_field_is_named_in_openais_shape(serve_engine, fields, status, param, code) -> None:
-    response = httpx.post(f"{serve_engine().url}/v1/chat/completions", json=body(**fields))
+    response = HTTP.post(f"{serve_engine().url}/v1/chat/completions", json=body(**fields))
 
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (status, param, code)
@@ -147,13 +148,13 @@ def test_hostile_bodies_get_their_status_and_the_server_lives(serve_engine) -> N
     served = serve_engine()
     url = f"{served.url}/v1/chat/completions"
 
-    assert httpx.post(url, content=b"{not json").status_code == 400
-    assert httpx.post(url, content=b"\xff\xfe").status_code == 400
-    assert httpx.post(url, content=b"[" * 100_000).status_code == 400
-    assert httpx.post(url, content=json.dumps(body(user="x" * 10_000_000))).status_code == 413
-    assert httpx.get(url).status_code == 405 and httpx.get(f"{served.url}/nothing").status_code == 404
-    assert httpx.get(f"{served.url}/healthz", headers={"host": "evil.example"}).status_code == 421
-    accepted = httpx.post(url, json=body(unknown_field=1, 未知=2))
+    assert HTTP.post(url, content=b"{not json").status_code == 400
+    assert HTTP.post(url, content=b"\xff\xfe").status_code == 400
+    assert HTTP.post(url, content=b"[" * 100_000).status_code == 400
+    assert HTTP.post(url, content=json.dumps(body(user="x" * 10_000_000))).status_code == 413
+    assert HTTP.get(url).status_code == 405 and HTTP.get(f"{served.url}/nothing").status_code == 404
+    assert HTTP.get(f"{served.url}/healthz", headers={"host": "evil.example"}).status_code == 421
+    accepted = HTTP.post(url, json=body(unknown_field=1, 未知=2))
     assert accepted.status_code == 200 and accepted.headers["x-ignored-fields"].startswith("unknown_field")
 
 
@@ -163,10 +164,10 @@ def test_keys_open_the_door_and_nothing_else_does(serve_engine) -> None:
     for key in ("wrong", "secret2"):
         with pytest.raises(openai.AuthenticationError):
             client(served.url, key).chat.completions.create(model="tiger", messages=ASK, max_tokens=2)  # type: ignore[arg-type]
-    assert httpx.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 401
-    assert httpx.get(f"{served.url}/v1/models").status_code == 401
+    assert HTTP.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 401
+    assert HTTP.get(f"{served.url}/v1/models").status_code == 401
     assert client(served.url, "secret").models.list().data
-    assert httpx.get(f"{served.url}/").status_code == 200
+    assert HTTP.get(f"{served.url}/").status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -184,13 +185,13 @@ def test_a_client_that_leaves_frees_its_slot(serve_engine, stream: bool) -> None
     served.settle()
 
     assert served.engine.stats().steps - steps < 60  # of 900
-    assert httpx.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 200
+    assert HTTP.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 200
 
 
 def test_a_deadline_is_a_504_that_is_not_retried(serve_engine) -> None:
     served = serve_engine(engine={"max_length": 1000}, http={"request_timeout_s": 0.3})
 
-    late = httpx.post(
+    late = HTTP.post(
         f"{served.url}/v1/chat/completions", json=body(max_tokens=900, temperature=2.0, verify=False), timeout=30
     )
 
@@ -201,7 +202,7 @@ def test_a_deadline_is_a_504_that_is_not_retried(serve_engine) -> None:
 def test_a_full_queue_is_a_429_with_a_time_to_come_back(serve_engine) -> None:
     served = serve_engine(engine={"max_length": 1000, "slots": 1, "max_queue": 1})
 
-    response = httpx.post(f"{served.url}/v1/chat/completions", json=body(n=4, max_tokens=900), timeout=30)
+    response = HTTP.post(f"{served.url}/v1/chat/completions", json=body(n=4, max_tokens=900), timeout=30)
 
     assert response.status_code == 429 and response.headers["retry-after"]
     served.settle()
@@ -234,7 +235,7 @@ def test_any_json_is_answered_or_refused_and_never_breaks(serve_engine) -> None:
     @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
     def fuzz(fields: dict[str, Any]) -> None:
         text = json.dumps(body(max_tokens=2) | fields)
-        response = httpx.post(f"{served.url}/v1/chat/completions", content=text.encode("utf-8", "surrogatepass"))
+        response = HTTP.post(f"{served.url}/v1/chat/completions", content=text.encode("utf-8", "surrogatepass"))
         assert response.status_code in (200, 400, 413), response.text
         if response.status_code != 200:
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -242,4 +243,4 @@ def test_any_json_is_answered_or_refused_and_never_breaks(serve_engine) -> None:
     fuzz()
 
     served.settle()
-    assert httpx.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 200
+    assert HTTP.post(f"{served.url}/v1/chat/completions", json=body()).status_code == 200
