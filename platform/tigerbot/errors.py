@@ -7,6 +7,7 @@
     │   └── IdentityError      a run of that name exists with another spec
     ├── StorageError           a folder or a bucket
     │   └── CorruptError       bytes differ from their checksum
+    ├── StateError             a training state that is not whole, or not of this model
     ├── TrackingError          MLflow
     ├── ClusterError           Ray
     ├── ModelError             a checkpoint, an adapter, a head that does not fit
@@ -71,6 +72,10 @@ class StorageError(TigerError):
 
 class CorruptError(StorageError):
     """Stored bytes that differ from the checksum in their manifest."""
+
+
+class StateError(TigerError):
+    """A training state that is not whole, or does not fit the model it is put into."""
 
 
 class TrackingError(TigerError):

@@ -23,7 +23,9 @@ from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
-from tigerbot_jobs.train.zero_state import read_state, write_state
+from tigerbot_jobs.train.reshard import Read, assemble
+from tigerbot_jobs.train.shard import ShardMeta
+from tigerbot_jobs.train.zero_state import clear_padding, read_state, slices
 
 
 class Engine:
@@ -53,6 +55,8 @@ class Engine:
         made = ds.initialize(model=module, optimizer=adam, config=config, dist_init_required=False)
         self._ds: Any = made[0]
         self._plan, self._world_size = plan, dist.get_world_size()
+        self._slices = tuple(slices(self._ds))
+        clear_padding(self._ds)
 
     @property
     def model(self) -> Any:
@@ -93,11 +97,24 @@ class Engine:
         return float(self._ds.get_global_grad_norm() or 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's state; see `zero_state`."""
+        """This rank's state, views of the engine's own memory; see `zero_state`."""
         return read_state(self._ds)
 
-    def restore(self, state: dict[str, Tensor], *, step: int) -> None:
-        write_state(self._ds, state, step=step)
+    def shard(self, *, generation: int = 0, extra: dict[str, Any] | None = None) -> ShardMeta:
+        """What `state` is of, as it stands between two steps."""
+        return ShardMeta(
+            step=self._ds.global_steps,
+            rank=dist.get_rank(),
+            world_size=self._world_size,
+            zero_stage=self.zero_stage,
+            generation=generation,
+            slices=self._slices,
+            extra={"skipped_steps": self._ds.skipped_steps} | (extra or {}),
+        )
+
+    def restore(self, shards: Sequence[ShardMeta], read: Read) -> None:
+        """Collective. Put in a state that was cut for any world size and ZeRO stage; see `reshard`."""
+        assemble(self._ds, shards, read)
 
     @property
     def zero_stage(self) -> int:

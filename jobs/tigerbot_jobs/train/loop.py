@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -162,7 +162,8 @@ class _RankRun:
                     fix="resume it as it was, or --replace to begin anew",
                 )
         state = self._checkpoints.load(key, replicated=self._engine.zero_stage == 0)
-        self._engine.restore(state, step=header.step)
+        mine = replace(self._engine.shard(), step=header.step)
+        self._engine.restore([mine], lambda shard, name, begin, end: state[name][begin:end])
         return header.step
 
     def _agree(self, counted: int) -> tuple[int, bool]:
