@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ def _resume_ours(rank: int, folder: str) -> None:
     with _Timed(rank, folder):
         key = checkpoints.latest()
         assert key is not None
-        engine.restore(checkpoints.load(key, replicated=False), step=checkpoints.header(key).step)
+        state, mine = (
+            checkpoints.load(key, replicated=False),
+            replace(engine.shard(), step=checkpoints.header(key).step),
+        )
+        engine.restore([mine], lambda shard, name, begin, end: state[name][begin:end])
         engine.step([_batch()], lr=1e-4, counted_tokens=2 * count_labels([_batch()]))
 
 

@@ -90,13 +90,6 @@ class Shard:
             # A private mapping, whose pages torch may take for writable; nothing writes to them.
             return cls.over(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), str(path))
 
-    @classmethod
-    def open_at(cls, path: str | Path, offset: int, size: int) -> Shard:
-        """Over an image that lies within a file, mapped."""
-        with Path(path).open("rb") as file:
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return cls.over(memoryview(whole)[offset : offset + size], str(path))
-
     @property
     def size_bytes(self) -> int:
         """Of the whole image."""

@@ -33,7 +33,7 @@ def slices(engine: Any) -> list[Slice]:
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     stage = engine.zero_optimization_stage()
     placed = _placed_0(engine) if stage == 0 else _placed_3(engine) if stage == 3 else _placed_12(engine)
-    found = [Slice(names[id(parameter)], *place) for parameter, *place in placed]
+    found = [Slice(names[id(parameter)], *place) for parameter, place in placed]
     return sorted(found, key=lambda piece: (piece.group, piece.offset))
 
 
@@ -75,7 +75,8 @@ def writable_state(engine: Any) -> dict[str, Tensor]:
 @torch.no_grad()
 def clear_padding(engine: Any) -> None:
     """Make padding, which stage 3 leaves as the allocator gave it, zero: a state's bytes are then the run's alone."""
-    _clear_padding(read_state(engine), slices(engine), ("master",))
+    held = slices(engine)
+    _clear_padding(read_state(engine), held, ("master",))
     _refresh_weights(engine)
 
 
@@ -110,15 +111,14 @@ def forget_ranks() -> None:
 
 def check_layout(engine: Any) -> None:
     """Raises: SpecError: this DeepSpeed configuration keeps its state in a way that is not known here."""
-    stage, zero = engine.zero_optimization_stage(), engine.optimizer
-    kind = type(zero).__name__
+    stage, kind = engine.zero_optimization_stage(), type(engine.optimizer).__name__
     known = {
         0: ("FP16_UnfusedOptimizer",),
         1: ("DeepSpeedZeroOptimizer",),
         2: ("DeepSpeedZeroOptimizer",),
         3: ("DeepSpeedZeroOptimizer_Stage3",),
     }[stage]
-    if kind not in known and not (stage == 0 and isinstance(zero, torch.optim.Optimizer)):
+    if kind not in known and not (stage == 0 and _plain(engine.optimizer)):
         raise _unknown(f"ZeRO {stage} with these keys is a {kind}", "use zero_stage: 2 with DeepSpeed's default dtypes")
     if engine.has_moe_layers:
         raise _unknown("the model has expert layers", "train a dense model")
@@ -128,6 +128,11 @@ def check_layout(engine: Any) -> None:
                 "the master weights are not float32 in memory",
                 "remove offload to nvme and half-precision master weights",
             )
+
+
+def _plain(optimizer: Any) -> bool:
+    """Whether this is torch's own optimizer, with nothing of DeepSpeed's around it."""
+    return isinstance(optimizer, torch.optim.Optimizer)
 
 
 def _unknown(what: str, fix: str) -> SpecError:
@@ -146,7 +151,7 @@ def _flats(engine: Any) -> list[tuple[Tensor, dict[str, Any]]]:
     return [(master, states[master]) for master in masters]
 
 
-_Placed = Iterator[tuple[Any, tuple[int, ...], int, int, int, int]]  # parameter, then the fields of its Slice
+_Placed = Iterator[tuple[Any, tuple[tuple[int, ...], int, int, int, int]]]  # parameter, its Slice but for the name
 
 
 def _placed_0(engine: Any) -> _Placed:
@@ -154,7 +159,7 @@ def _placed_0(engine: Any) -> _Placed:
     if groups is None:
         groups = [group["params"] for group in engine.optimizer.param_groups]
     for index, parameter in enumerate(p for group in groups for p in group):
-        yield parameter, tuple(parameter.shape), 0, parameter.numel(), index, 0
+        yield parameter, (tuple(parameter.shape), 0, parameter.numel(), index, 0)
 
 
 def _placed_12(engine: Any) -> _Placed:
@@ -163,7 +168,7 @@ def _placed_12(engine: Any) -> _Placed:
             mapping = parameter._hp_mapping  # None: this rank holds none of it
             if mapping is not None:
                 inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield parameter, tuple(parameter.shape), inside.start, flat.numel, group, flat.start
+                yield parameter, (tuple(parameter.shape), inside.start, flat.numel, group, flat.start)
 
 
 def _placed_3(engine: Any) -> _Placed:
@@ -175,7 +180,7 @@ def _placed_3(engine: Any) -> _Placed:
             start = piece * zero._get_param_partition_rank(parameter)
             numel = min(piece, parameter.ds_numel - start)
             if numel > 0:
-                yield parameter, tuple(parameter.ds_shape), start, numel, group, offset
+                yield parameter, (tuple(parameter.ds_shape), start, numel, group, offset)
 
 
 def _clear_padding(state: dict[str, Tensor], held: list[Slice], parts: tuple[str, ...]) -> None:
@@ -193,8 +198,9 @@ def _clear_padding(state: dict[str, Tensor], held: list[Slice], parts: tuple[str
 
 def _refresh_weights(engine: Any) -> None:
     """Collective. Carry the master weights over into the weights that the forward pass reads."""
-    zero, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage == 0 and not isinstance(zero, torch.optim.Optimizer):
+    zero: Any = engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if stage == 0 and not _plain(zero):
         for weights, masters in zip(zero.fp16_groups, zero.fp32_groups, strict=True):
             for weight, master in zip(weights, masters, strict=True):
                 weight.data.copy_(master)
