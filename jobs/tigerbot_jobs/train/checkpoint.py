@@ -1,7 +1,8 @@
-"""Checkpoints: every rank's shard and what they are of, in storage whole or not at all.
+"""Checkpoints: every rank's shard and the step, in storage whole or not at all, for any number of ranks to go on from.
 
-`step-00000123/` holds `rank-00000.safetensors` of every rank and `header.json`; the manifest is written last. Whoever
-dies in between leaves nothing that is taken for a checkpoint. Read back at any world size and any ZeRO stage.
+`step-00000123/` holds `rank-00000.safetensors` of every rank (of one where all hold the same) and `header.json`; the
+manifest is written last, when every file has arrived. Whoever dies in between leaves nothing that is taken for a
+checkpoint. One whose bytes have changed is set aside, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -10,29 +11,30 @@ import hashlib
 import json
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from tigerbot.errors import CorruptError, StorageError
+from tigerbot.storage import MANIFEST, Manifest, ManifestFile, MissingError, Store, sha256_file
+from tigerbot_jobs.train.reshard import Read
+from tigerbot_jobs.train.shard import FORMAT_VERSION, Shard, ShardMeta, write_shard
 
-from tigerbot.errors import CorruptError, IdentityError, StorageError
-from tigerbot.storage import MANIFEST, Manifest, ManifestFile, Store, sha256_file
-from tigerbot_jobs.train.engine import Engine
-from tigerbot_jobs.train.shard import FORMAT_VERSION, Shard, ShardMeta, encode_header
+if TYPE_CHECKING:
+    from torch import Tensor  # keepers read this file, and have no torch
 
-DAMAGED = "damaged"
+HEADER = "header.json"
 
 
 @dataclass(frozen=True)
 class Header:
     """What a checkpoint is of. `step` optimizer steps are done: the data position follows from it.
 
-    `threads` is recorded because sums are exact only for an equal number of them.
+    `world_size`, `zero_stage` and `threads` say how it was made; they need not be the same again, but sums are exact
+    only where they are.
     """
 
     step: int
@@ -41,30 +43,8 @@ class Header:
     spec_hash: str
     tokenizer_hash: str
     threads: int
+    generation: int = 0
     format_version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What must be the same for a run to go on from a checkpoint, and the threads it was made with."""
-
-    spec_hash: str
-    tokenizer_hash: str
-    threads: int
-
-    def header(self, engine: Engine, step: int, world_size: int) -> Header:
-        return Header(step, world_size, engine.zero_stage, self.spec_hash, self.tokenizer_hash, self.threads)
-
-    def check(self, header: Header, where: str) -> None:
-        """Raises: IdentityError: the checkpoint is of something else, by the first field that differs."""
-        for field in ("spec_hash", "tokenizer_hash"):
-            before, now = getattr(header, field), getattr(self, field)
-            if before != now:
-                raise IdentityError(
-                    f"{field} was {before}, now it is {now}",
-                    where=where,
-                    fix="resume it as it was, or --replace to begin anew",
-                )
 
 
 class Checkpoints:
@@ -77,16 +57,18 @@ class Checkpoints:
     """
 
     def __init__(self, store: Store, prefix: str, *, keep: int) -> None:
+        import torch.distributed as dist
+
         self._store, self._prefix, self._keep = store, prefix, keep
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
-    def save(self, engine: Engine, step: int, extra: dict[str, Any], identity: Identity) -> float:
-        """Collective. Keep a state, every rank its own part; returns the seconds it took."""
+    def save(self, state: dict[str, Tensor], meta: ShardMeta, header: Header) -> float:
+        """Collective. Keep a state; returns the seconds it took. At stage 0 rank 0 keeps it for all."""
+        import torch.distributed as dist
+
         began = time.perf_counter()
-        key = f"{self._prefix}/step-{step:08d}"
-        header = identity.header(engine, step, self._world_size)
-        replicated = engine.zero_stage == 0  # every rank holds the same whole state: one of them keeps it for all
-        mine = [] if replicated and self._rank else [self._put_shard(key, engine, header, extra)]
+        key = checkpoint_key(self._prefix, header.step)
+        mine = [] if header.zero_stage == 0 and self._rank else [self._put_state(key, state, meta)]
         gathered: list[list[ManifestFile]] = [[] for _ in range(self._world_size)]
         dist.all_gather_object(gathered, mine)
         if self._rank == 0:
@@ -95,113 +77,148 @@ class Checkpoints:
         dist.barrier()
         return time.perf_counter() - began
 
-    def restore(self, engine: Engine, identity: Identity) -> tuple[int, dict[str, Any]] | None:
-        """Collective. Put the newest checkpoint that is undamaged into an engine: its step and extra; None: there is none.
+    def latest(self) -> str | None:
+        """Collective. The newest whole checkpoint, the same on every rank."""
+        import torch.distributed as dist
 
-        One whose bytes differ from its manifest is set aside, said so, and the one before it is taken.
-
-        Raises:
-            IdentityError: it is of another spec or tokenizer.
-            StorageError: a newer program wrote it.
-        """
-        while (key := self._newest()) is not None:
-            header = self.header(key)
-            identity.check(header, self._store.at(key))
-            with ExitStack() as opened:
-                shards, problem = self._opened(key, header, opened)
-                if not self._any_problem(problem):
-
-                    def read(shard: int, name: str, begin: int, end: int, shards: list[Shard] = shards) -> Tensor:
-                        return shards[shard].tensor(name, begin, end)
-
-                    engine.assemble([shard.meta for shard in shards], read)
-                    return header.step, shards[0].meta.extra
-            if self._rank == 0:
-                self._set_aside(key, problem)
-            dist.barrier()
-        return None
-
-    def header(self, key: str) -> Header:
-        """Raises: StorageError: it was written by a newer program, or by one from before this format."""
-        raw = json.loads(self._store.get_bytes(f"{key}/header.json"))
-        version = raw["format_version"]
-        if version != FORMAT_VERSION:
-            newer = version > FORMAT_VERSION
-            raise StorageError(
-                f"has format version {version}, this program reads {FORMAT_VERSION}",
-                where=self._store.at(key),
-                fix="use a newer program" if newer else "finish it with the program that wrote it, or --replace",
-            )
-        return Header(**raw)
-
-    def _newest(self) -> str | None:
         found: list[str | None] = [None]
         if self._rank == 0:
-            whole = [key for key in self._store.committed(self._prefix) if not self._store.exists(f"{key}/{DAMAGED}")]
-            found[0] = max(whole, default=None)
+            found[0] = max(self._store.committed(self._prefix), default=None)
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
-    def _opened(self, key: str, header: Header, opened: ExitStack) -> tuple[list[Shard], str]:
-        """Every shard of a checkpoint; a rank verifies those it is the first to need, while others are read."""
-        files = [file for file in self._store.manifest(key).files if file.path.startswith("rank-")]
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        shards, problem = [], ""
-        mine = range(self._rank, len(files), self._world_size)
-        with ThreadPoolExecutor(max_workers=1) as hashing:
-            hashes = {}
-            for index, file in enumerate(files):
-                local = self._store.local(f"{key}/{file.path}")
-                if local is None:
-                    local = folder / file.path
-                    self._store.get_file(f"{key}/{file.path}", local)
-                if index in mine:
-                    hashes[file] = hashing.submit(sha256_file, local)
-                try:
-                    shards.append(Shard.open(local))
-                except (CorruptError, ValueError, OSError):
-                    problem = f"{file.path} is not a whole shard"
-            for file, found in hashes.items():
-                if found.result() != file.sha256:
-                    problem = f"{file.path} differs from its manifest"
-        return shards, problem
+    def header(self, key: str) -> Header:
+        """Raises: StorageError: it was written by a newer program."""
+        raw = json.loads(self._store.get_bytes(f"{key}/{HEADER}"))
+        if raw["format_version"] != FORMAT_VERSION:
+            newer = raw["format_version"] > FORMAT_VERSION
+            raise StorageError(
+                f"has format version {raw['format_version']}, this program reads {FORMAT_VERSION}",
+                where=self._store.at(key),
+                fix="use a newer program" if newer else "finish it with the program that began it, or --replace",
+            )
+        return Header(**raw)
 
-    def _any_problem(self, problem: str) -> bool:
-        flag = torch.tensor([bool(problem)], dtype=torch.int64)
-        if dist.get_backend() == "nccl":
-            flag = flag.cuda()
-        dist.all_reduce(flag)
-        return bool(flag)
+    def restore(self, key: str, put: Callable[[list[ShardMeta], Read], None], *, wanted: Any) -> bool:
+        """Collective. Hand a checkpoint's shards to `put` (an engine's `restore`) on every rank.
 
-    def _set_aside(self, key: str, problem: str) -> None:
-        where = self._store.at(key)
-        why = problem or "a shard differs from its manifest"
-        self._store.put_bytes(f"{key}/{DAMAGED}", why.encode())
-        print(f"  {where}: {why}; it is not used, the checkpoint before it is", flush=True)
+        Args:
+            wanted: given all shards, the indices of those that this rank reads; only they are fetched and verified.
 
-    def _put_shard(self, key: str, engine: Engine, header: Header, extra: dict[str, Any]) -> ManifestFile:
-        meta = ShardMeta(
-            header.step, self._rank, header.world_size, header.zero_stage, 0, tuple(engine.slices()), extra
-        )
-        name = f"rank-{self._rank:05d}.safetensors"
+        Returns:
+            Whether its bytes were right. If not, it is set aside, what was put is worth nothing, and it was said so.
+        """
+        with ExitStack() as stack:
+            reading = _Reading(self._store, key, stack)
+            if not self._all_right(key, lambda: reading.open(wanted)):
+                return False
+            put(reading.metas, reading.read)
+            return self._all_right(key, reading.verify)
+
+    def _all_right(self, key: str, check: Callable[[], None]) -> bool:
+        import torch.distributed as dist
+
+        damage = None
+        try:
+            check()
+        except (CorruptError, MissingError) as error:
+            damage = str(CorruptError(error.what, where=error.where))
+        found: list[str | None] = [None] * self._world_size
+        dist.all_gather_object(found, damage)
+        said = next((line for line in found if line), None)
+        if said is not None and self._rank == 0:
+            self._store.set_aside(key)
+            print(f"checkpoint {key} is damaged ({said}); it is set aside, and the one before it is used", flush=True)
+        dist.barrier()
+        return said is None
+
+    def _put_state(self, key: str, state: dict[str, Tensor], meta: ShardMeta) -> ManifestFile:
         with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / name
-            write_image(local, engine.state(), meta)
-            self._store.put_file(local, f"{key}/{name}")
-            return ManifestFile(path=name, size_bytes=local.stat().st_size, sha256=sha256_file(local))
+            local = Path(folder) / file_of(self._rank)
+            write_shard(local, meta, state)
+            return persist_file(self._store, key, local, local.name)
 
 
-def write_image(path: Path, state: dict[str, Tensor], meta: ShardMeta) -> None:
-    """A state as the shard image that shared memory holds too."""
-    with path.open("wb") as file:
-        file.write(encode_header(meta, {name: tensor.numel() for name, tensor in state.items()}))
-        for tensor in state.values():
-            file.write(memoryview(tensor.detach().cpu().numpy().reshape(-1)).cast("B"))
+class _Reading:
+    """One rank's view of a checkpoint: all shards' metadata, and the bytes of those it needs, hashed while they are read."""
+
+    def __init__(self, store: Store, key: str, stack: ExitStack) -> None:
+        self._store, self._key, self._stack = store, key, stack
+        self._shards: dict[int, Shard] = {}
+        self._hashes: list[tuple[ManifestFile, Future[str]]] = []
+        self.metas: list[ShardMeta] = []
+
+    def open(self, wanted: Callable[[list[ShardMeta]], set[int]]) -> None:
+        files = [file for file in self._store.manifest(self._key).files if file.path.endswith(".safetensors")]
+        self.metas = [self._meta(file) for file in files]
+        hashing = self._stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        for index in sorted(wanted(self.metas)):
+            local = self._local(files[index])
+            if local.stat().st_size != files[index].size_bytes:
+                raise self._differs(files[index])
+            self._shards[index] = Shard.open(local)
+            self._hashes.append((files[index], hashing.submit(sha256_file, local)))
+
+    def read(self, shard: int, name: str, begin: int, end: int) -> Tensor:
+        return self._shards[shard].tensor(name, begin, end)
+
+    def verify(self) -> None:
+        for file, found in self._hashes:
+            if found.result() != file.sha256:
+                raise self._differs(file)
+
+    def _meta(self, file: ManifestFile) -> ShardMeta:
+        key = f"{self._key}/{file.path}"
+        return Shard(lambda begin, end: self._store.get_range(key, begin, end), self._store.at(key)).meta
+
+    def _local(self, file: ManifestFile) -> Path:
+        in_place = self._store.local(f"{self._key}/{file.path}")
+        if in_place is not None:
+            return in_place
+        local = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / file.path
+        self._store.get_file(f"{self._key}/{file.path}", local)
+        return local
+
+    def _differs(self, file: ManifestFile) -> CorruptError:
+        where = self._store.at(f"{self._key}/{file.path}")
+        return CorruptError("differs from its manifest", where=where, fix="use an older checkpoint")
+
+
+def persist_file(store: Store, key: str, source: Path | memoryview, name: str) -> ManifestFile:
+    """Put one file of a checkpoint; it counts when `commit` names it. A buffer must not change meanwhile."""
+    target = f"{key}/{name}"
+    if isinstance(source, Path):
+        store.put_file(source, target)
+        return ManifestFile(path=name, size_bytes=source.stat().st_size, sha256=sha256_file(source))
+    if store.local(target) is not None:
+        store.put_bytes(target, source)  # type: ignore[arg-type]
+        return ManifestFile(path=name, size_bytes=len(source), sha256=hashlib.sha256(source).hexdigest())
+    with tempfile.TemporaryDirectory() as folder:
+        # Large objects go to a bucket in parts, out of a file.
+        local = Path(folder) / name
+        local.write_bytes(source)
+        return persist_file(store, key, local, name)
 
 
 def commit(store: Store, key: str, header: Header, files: list[ManifestFile]) -> None:
-    """Make a checkpoint of files that have all arrived."""
+    """Make a checkpoint of what was persisted, by one writer.
+
+    Raises:
+        StorageError: a rank's file is missing.
+    """
+    expected = {file_of(rank) for rank in range(1 if header.zero_stage == 0 else header.world_size)}
+    missing = sorted(expected - {file.path for file in files})
+    if missing:
+        raise StorageError(f"{missing[0]} has not arrived", where=store.at(key), fix="wait for every rank")
     data = json.dumps(asdict(header), indent=1).encode()
-    store.put_bytes(f"{key}/header.json", data)
-    about = ManifestFile(path="header.json", size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    store.put_bytes(f"{key}/{MANIFEST}", Manifest(files=(*files, about)).to_bytes())
+    store.put_bytes(f"{key}/{HEADER}", data)
+    described = ManifestFile(path=HEADER, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    store.put_bytes(f"{key}/{MANIFEST}", Manifest(files=(*files, described)).to_bytes())
+
+
+def checkpoint_key(prefix: str, step: int) -> str:
+    return f"{prefix}/step-{step:08d}"
+
+
+def file_of(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"

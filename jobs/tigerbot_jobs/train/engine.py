@@ -25,8 +25,8 @@ from tigerbot_jobs.train import zero_state
 from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
-from tigerbot_jobs.train.reshard import Read, assemble
-from tigerbot_jobs.train.shard import ShardMeta, Slice
+from tigerbot_jobs.train.reshard import Read, assemble, shards_read
+from tigerbot_jobs.train.shard import ShardMeta
 
 Phase = Callable[[str], None]
 
@@ -64,6 +64,8 @@ class Engine:
         made = ds.initialize(model=module, optimizer=_optimizer(module, loop), config=config, dist_init_required=False)
         self._ds: Any = made[0]
         self._plan, self._world_size = plan, dist.get_world_size()
+        self._slices = tuple(zero_state.slices(self._ds))
+        zero_state.clear_padding(self._ds)
 
     @property
     def model(self) -> Any:
@@ -110,20 +112,28 @@ class Engine:
         return float(self._ds.get_global_grad_norm() or 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's state as flat tensors, views of the engine's own memory; see `zero_state`."""
+        """This rank's state, views of the engine's own memory; see `zero_state`."""
         return zero_state.read_state(self._ds)
 
-    def slices(self) -> list[Slice]:
-        """Where in the state's flat tensors which part of which parameter lies."""
-        return zero_state.slices(self._ds)
+    def shard(self, *, generation: int = 0, extra: dict[str, Any] | None = None) -> ShardMeta:
+        """What `state` is of, as it stands between two steps."""
+        return ShardMeta(
+            step=self._ds.global_steps,
+            rank=dist.get_rank(),
+            world_size=self._world_size,
+            zero_stage=self.zero_stage,
+            generation=generation,
+            slices=self._slices,
+            extra={"skipped_steps": self._ds.skipped_steps} | (extra or {}),
+        )
 
-    def assemble(self, shards: Sequence[ShardMeta], read: Read) -> None:
-        """Collective. Put a state back that was cut for any number of ranks and any stage."""
+    def shards_read(self, shards: Sequence[ShardMeta]) -> set[int]:
+        """The indices of the shards that `restore` reads from on this rank."""
+        return shards_read(self._slices, shards, prefer=dist.get_rank())
+
+    def restore(self, shards: Sequence[ShardMeta], read: Read) -> None:
+        """Collective. Put in a state that was cut for any world size and ZeRO stage; see `reshard`."""
         assemble(self._ds, shards, read)
-
-    def clear_padding(self) -> None:
-        """Make the bytes of a fresh state the run's alone."""
-        zero_state.clear_padding(self._ds)
 
     @property
     def zero_stage(self) -> int:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 
+from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import load_tokenizer, tokenizer_hash
 from tigerbot.runs import write_json
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
 from tigerbot.tokens import Batch
-from tigerbot_jobs.train.checkpoint import Checkpoints, Identity
+from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
 from tigerbot_jobs.train.engine import (
     Engine,
@@ -33,7 +34,9 @@ from tigerbot_jobs.train.engine import (
 )
 from tigerbot_jobs.train.metrics import Row, append_row
 from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
+from tigerbot_jobs.train.reshard import Read
 from tigerbot_jobs.train.schedule import learning_rate
+from tigerbot_jobs.train.shard import ShardMeta
 from tigerbot_jobs.train.watch.guard import LossGuard, Rollback, Skip, Stop
 
 Why = Literal["done", "pause", "rollback", "stop"]
@@ -159,8 +162,47 @@ class Prepared:
         self._peak = self._peak or peak_flops(self.device, precision)
         return self._peak
 
-    def identity(self) -> Identity:
-        return Identity(self.job.hash, self.tokenizer_hash, self.job.threads)
+    def header(self, engine: Engine, step: int, world_size: int, generation: int = 0) -> Header:
+        """What a checkpoint of this run says of itself."""
+        about = (self.job.hash, self.tokenizer_hash, self.job.threads, generation)
+        return Header(step, world_size, engine.zero_stage, *about)
+
+    def restored(self, engine: Engine) -> Progress:
+        """Collective. Put in the newest checkpoint in storage that is whole; step 0 where there never was one.
+
+        Raises:
+            IdentityError: it is of another spec or tokenizer.
+            CorruptError: there are some, and all are damaged.
+        """
+        checkpoints, damaged = self.checkpoints(), None
+        while (key := checkpoints.latest()) is not None:
+            header = checkpoints.header(key)
+            self._check_identity(key, header)
+            kept: list[dict[str, Any]] = []
+
+            def put(shards: list[ShardMeta], read: Read, kept: list[dict[str, Any]] = kept) -> None:
+                engine.restore(shards, read)
+                kept.append(shards[0].extra)
+
+            if checkpoints.restore(key, put, wanted=engine.shards_read):
+                return Progress.of(header.step, kept[0])
+            damaged = key
+        if damaged is not None:
+            raise CorruptError("no whole checkpoint is left", where=damaged, fix="--replace begins anew")
+        return Progress(0)
+
+    def checkpoints(self) -> Checkpoints:
+        spec = self.job.spec
+        return Checkpoints(open_store(spec.storage.uri), f"{spec.name}/checkpoints", keep=spec.storage.keep)
+
+    def _check_identity(self, key: str, header: Header) -> None:
+        for name, value in {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash}.items():
+            if getattr(header, name) != value:
+                raise IdentityError(
+                    f"{name} was {getattr(header, name)}, now it is {value}",
+                    where=f"checkpoint {key}",
+                    fix="resume it as it was, or --replace to begin anew",
+                )
 
 
 class RankRun:
@@ -401,16 +443,11 @@ class _Storage:
 
     def __init__(self, prepared: Prepared, keeps: bool) -> None:
         spec = prepared.job.spec
-        self._keeps, self._tolerance = keeps, spec.fault_tolerance
-        self._identity = prepared.identity()
-        self._checkpoints = Checkpoints(
-            open_store(spec.storage.uri), f"{spec.name}/checkpoints", keep=spec.storage.keep
-        )
+        self._prepared, self._keeps, self._tolerance = prepared, keeps, spec.fault_tolerance
         self._saved_at, self._every_s = time.monotonic(), _SAVE_FLOOR_S
 
     def restore(self, engine: Engine) -> Progress:
-        found = self._checkpoints.restore(engine, self._identity) if self._keeps else None
-        return Progress.of(*found) if found else Progress(0)
+        return self._prepared.restored(engine) if self._keeps else Progress(0)
 
     def due(self, step: int) -> bool:
         return False
@@ -425,7 +462,9 @@ class _Storage:
 
     def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
         if save and self._keeps:
-            took = self._checkpoints.save(engine, progress.step, progress.as_extra(), self._identity)
+            header = self._prepared.header(engine, progress.step, dist.get_world_size())
+            meta = replace(engine.shard(extra=progress.as_extra()), step=progress.step)
+            took = self._prepared.checkpoints().save(engine.state(), meta, header)
             self._every_s = max(_SAVE_FLOOR_S, took / _SAVE_SHARE)
             self._saved_at = time.monotonic()
 

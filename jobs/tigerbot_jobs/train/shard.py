@@ -84,11 +84,12 @@ class Shard:
         return cls(lambda begin, end: view[begin:end], where)
 
     @classmethod
-    def open(cls, path: str | Path) -> Shard:
-        """Over a file, mapped."""
+    def open(cls, path: str | Path, *, begin: int = 0, end: int | None = None) -> Shard:
+        """Over a file, or bytes [begin, end) of it, mapped."""
         with Path(path).open("rb") as file:
             # A private mapping, whose pages torch may take for writable; nothing writes to them.
-            return cls.over(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), str(path))
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return cls.over(memoryview(whole)[begin:end], str(path))
 
     @property
     def size_bytes(self) -> int:
@@ -167,6 +168,14 @@ def encode_header(meta: ShardMeta, numels: Mapping[str, int], size: int = 0) -> 
         )
     # Safetensors allows spaces at the end.
     return _LENGTH.pack(whole - _LENGTH.size) + text.ljust(whole - _LENGTH.size)
+
+
+def write_shard(path: str | Path, meta: ShardMeta, state: Mapping[str, Tensor]) -> None:
+    """Write an image to a file; the tensors are flat."""
+    with Path(path).open("wb") as file:
+        file.write(encode_header(meta, {name: tensor.numel() for name, tensor in state.items()}))
+        for tensor in state.values():
+            tensor.detach().cpu().numpy().tofile(file)
 
 
 def _encoded(meta: ShardMeta) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Meet
@@ -29,7 +30,7 @@ class Group:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before = _open_sockets()
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._lock = threading.Lock()
         self._broken = False
 
@@ -41,13 +42,11 @@ class Group:
         """
         wait = timedelta(seconds=MEET_S)
         if form.rank == 0:
-            self._store = dist.TCPStore(
-                address, 0, form.world_size, is_master=True, timeout=wait, wait_for_workers=False
-            )
+            self._store = TCPStore(address, 0, form.world_size, is_master=True, timeout=wait, wait_for_workers=False)
             link.send(Meet(form.generation, f"{address}:{self._store.port}"))
         else:
             host, _, port = link.meet(form.generation, MEET_S).rpartition(":")
-            self._store = dist.TCPStore(
+            self._store = TCPStore(
                 host, int(port), form.world_size, is_master=False, timeout=wait, wait_for_workers=False
             )
         on_gpu = self._device.type == "cuda"

@@ -8,7 +8,6 @@ is in shared memory does not.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import json
 import os
@@ -23,7 +22,8 @@ from typing import Any, BinaryIO
 
 from tigerbot.errors import TigerError
 from tigerbot.storage import Store, open_store
-from tigerbot_jobs.train.memory import Snapshot, read_snapshots
+from tigerbot_jobs.train.checkpoint import file_of, persist_file
+from tigerbot_jobs.train.memory import Snapshot, read_snapshots, release
 from tigerbot_jobs.train.recovery import messages as say
 from tigerbot_jobs.train.recovery.link import Link
 
@@ -110,9 +110,9 @@ class Keeper:
         return f"{self._server.server_address[0]}:{self._server.server_address[1]}"
 
     def _shard_at(self, path: Path, one: Snapshot) -> say.ShardAt:
-        meta = one.meta
+        meta = one.shard().meta
         return say.ShardAt(
-            str(path), one.offset, one.size, self._node, self._served,
+            str(path), one.begin, len(one.view), self._node, self._served,
             meta.step, meta.generation, meta.rank, meta.world_size, meta.zero_stage,
         )  # fmt: skip
 
@@ -127,20 +127,11 @@ class Keeper:
                 image = _copied(Path(path), order.step, order.generation)
                 if image is None:
                     raise LookupError(f"gone: the snapshot of step {order.step} was overwritten before it was read")
-                files.append(self._upload(self._store, f"{order.key}/rank-{rank:05d}.safetensors", image))
+                about = persist_file(self._store, order.key, memoryview(image), file_of(rank))
+                files.append(about.model_dump())
         except (TigerError, OSError, LookupError) as error:
             problem = str(error)
         self._link.send(say.Put(order.request, files, time.monotonic() - began, problem))
-
-    def _upload(self, store: Store, key: str, image: bytes) -> dict[str, Any]:
-        # Through a file of this node's memory: the store reads files, and the slot will be written again.
-        staged = self._folder / f"upload-{os.getpid()}-{key.rsplit('/', 1)[1]}"
-        staged.write_bytes(image)
-        try:
-            store.put_file(staged, key)
-        finally:
-            staged.unlink(missing_ok=True)
-        return {"path": key.rsplit("/", 1)[1], "size_bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()}
 
     # To a peer.
 
@@ -152,15 +143,15 @@ class Keeper:
                 continue
             for path in self._folder.glob("worker-*"):
                 with contextlib.suppress(OSError, ValueError):
-                    newest = max(_snapshots(path), key=lambda one: one.meta.step, default=None)
-                    if newest is None or sent.get(path.name) == newest.meta.step:
+                    newest = next(iter(_snapshots(path)), None)
+                    if newest is None or sent.get(path.name) == newest.step:
                         continue
-                    image = _copied(path, newest.meta.step, newest.meta.generation)
-                    if image is not None:
-                        about = {"name": path.name, "step": newest.meta.step, "generation": newest.meta.generation}
-                        about |= {"rank": newest.meta.rank, "world_size": newest.meta.world_size}
-                        push_shard(peer, self._token, about | {"zero_stage": newest.meta.zero_stage}, image)
-                        sent[path.name] = newest.meta.step
+                    meta, image = newest.shard().meta, bytes(newest.view)
+                    if newest.unchanged():
+                        names = ("step", "generation", "rank", "world_size", "zero_stage")
+                        about = {name: getattr(meta, name) for name in names}
+                        push_shard(peer, self._token, about | {"name": path.name}, image)
+                        sent[path.name] = newest.step
 
     # The stuck.
 
@@ -186,14 +177,13 @@ def _copied(path: Path, step: int, generation: int) -> bytes | None:
     if path.name.startswith("mirror-"):
         return path.read_bytes() if path.exists() else None
 
-    def find() -> Snapshot | None:
-        return next((s for s in _snapshots(path) if (s.meta.step, s.meta.generation) == (step, generation)), None)
-
-    found = find()
+    found = next((one for one in _snapshots(path) if (one.step, one.generation) == (step, generation)), None)
     if found is None:
         return None
     image = bytes(found.view)
-    return image if find() is not None else None
+    whole = found.unchanged()
+    release(path, found)
+    return image if whole else None
 
 
 def _mirrored(path: Path, node: str, served: str) -> say.ShardAt:

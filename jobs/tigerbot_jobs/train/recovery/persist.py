@@ -7,8 +7,6 @@ interval follows Young and Daly from what a checkpoint costs and how often this 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 import time
 from collections import defaultdict
@@ -17,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tigerbot.errors import TigerError
-from tigerbot.storage import MANIFEST, Manifest, ManifestFile, Store
+from tigerbot.storage import ManifestFile, Store
+from tigerbot_jobs.train.checkpoint import Header, checkpoint_key, commit
 from tigerbot_jobs.train.recovery import messages as say
 
 PRIOR_CARD_HOURS = 50_700.0  # one unexpected interruption in so many (Llama 3, arXiv 2407.21783)
@@ -173,7 +172,7 @@ class Persister:
 
     async def _attempt(self, snapshot: _Set, epoch: int) -> tuple[str, int, bool]:
         """Upload and commit once: what went wrong, bytes, and whether another try is pointless."""
-        key = f"{self._prefix}/step-{snapshot.step:08d}"
+        key = checkpoint_key(self._prefix, snapshot.step)
         by_node: dict[str, list[list[Any]]] = defaultdict(list)
         for node, path, rank in snapshot.shards:
             by_node[node].append([path, rank])
@@ -199,10 +198,7 @@ class Persister:
         return "", sum(file.size_bytes for file in files), True
 
     def _commit(self, key: str, header: dict[str, Any], files: list[ManifestFile]) -> None:
-        data = json.dumps(header, indent=1).encode()
-        self._store.put_bytes(f"{key}/header.json", data)
-        about = ManifestFile(path="header.json", size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        self._store.put_bytes(f"{key}/{MANIFEST}", Manifest(files=(*files, about)).to_bytes())
+        commit(self._store, key, Header(**header), files)
         self._store.retain(self._prefix, self._keep)
 
 

@@ -12,45 +12,43 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tigerbot.storage import open_store
-from tigerbot_jobs.train.checkpoint import Checkpoints
 from tigerbot_jobs.train.engine import Engine
 from tigerbot_jobs.train.loop import Prepared, Progress
 from tigerbot_jobs.train.memory import SnapshotBuffer, interval, read_snapshots
 from tigerbot_jobs.train.recovery.keeper import dial, fetch_range
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Saved, ShardAt
-from tigerbot_jobs.train.shard import Shard, ShardMeta
+from tigerbot_jobs.train.shard import Shard
 
 
 class Tier:
     """The `Keep` of one rank in one generation.
 
     Args:
-        path: of this process's snapshot file; it outlives the process.
-        node: the name of this node.
+        folder: of this run on this node, in shared memory.
+        name: of this process; its snapshots outlive it.
+        node: what this node is called.
     """
 
-    def __init__(self, prepared: Prepared, form: Form, link: Link, path: Path, node: str) -> None:
-        self._prepared, self._form, self._link = prepared, form, link
-        self._path, self._node = path, node
+    def __init__(self, prepared: Prepared, form: Form, link: Link, folder: Path, name: str, node: str) -> None:
+        self._prepared, self._form, self._link, self._node = prepared, form, link, node
+        # A generation's first snapshot has a file of its own: the older ones live until it is whole.
+        self._older = list(folder.glob(f"worker-{name}.*"))
+        self._path = folder / f"worker-{name}.{form.generation}"
         self._buffer: SnapshotBuffer | None = None
-        self._every, self._last, self._copy_s = 1, form.step, 0.0
         self._tolerance = prepared.job.spec.fault_tolerance
+        self._last, self._copy_s = form.step, 0.0
+        wanted = self._tolerance.snapshot_every_steps
+        self._fixed = None if wanted == "auto" else wanted
+        self._every = self._fixed or 1
 
     def restore(self, engine: Engine) -> Progress:
-        form = self._form
-        if form.tier == "memory":
-            with ExitStack() as open_peers:
-                shards = [self._opened(at, open_peers) for at in form.shards]
-                extra = self._assemble(engine, shards)
-            return Progress.of(form.step, extra)
-        if form.tier == "storage":
-            found = self._checkpoints().restore(engine, self._prepared.identity())
-            if found is not None:
-                return Progress.of(*found)
-        engine.clear_padding()
-        return Progress(0)
+        if self._form.tier == "storage":
+            return self._prepared.restored(engine)
+        if self._form.tier == "none":
+            return Progress(0)
+        with ExitStack() as open_peers:
+            return self._assemble(engine, [self._opened(at, open_peers) for at in self._form.shards])
 
     def due(self, step: int) -> bool:
         return step - self._last >= self._every
@@ -61,55 +59,44 @@ class Tier:
         return self._link.save_wanted(self._form.generation)
 
     def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
-        state = engine.state()
+        form, state = self._form, engine.state()
+        saves = save and (form.rank == 0 or engine.zero_stage > 0)
         if self._buffer is None:
-            self._buffer = SnapshotBuffer.create(self._path, state, self._meta(engine, progress))
-        meta = self._meta(engine, progress)
-        self._copy_s = self._buffer.write(state, meta, hold=save and self._saves(engine))
+            meta = engine.shard(generation=form.generation, extra=progress.as_extra())
+            self._buffer = SnapshotBuffer.create(self._path, meta, state)
+        self._copy_s = self._buffer.write(
+            state, step=progress.step, generation=form.generation, extra=progress.as_extra(), hold=saves
+        )
         self._last = progress.step
-        if save and self._saves(engine):
-            header = self._prepared.identity().header(engine, progress.step, self._form.world_size)
-            self._link.send(Saved(self._form.generation, progress.step, str(self._path), asdict(header)))
+        while self._older:
+            self._older.pop().unlink(missing_ok=True)
+        if saves:
+            header = self._prepared.header(engine, progress.step, form.world_size, form.generation)
+            self._link.send(Saved(form.generation, progress.step, str(self._path), asdict(header)))
 
     def rewind(self, engine: Engine, at_most: int) -> Progress | None:
-        own = [one for one in read_snapshots(self._path) if one.meta.step <= at_most]
-        own = [one for one in own if one.meta.generation == self._form.generation]
+        own = [one for one in read_snapshots(self._path) if one.step <= at_most] if self._buffer else []
         if not own:
             return None
-        newest = max(own, key=lambda one: one.meta.step)
-        extra = self._assemble(engine, [Shard.over(newest.view, str(self._path))])
-        self._last = newest.meta.step
-        return Progress.of(newest.meta.step, extra)
+        self._last = own[0].step
+        return self._assemble(engine, [own[0].shard()])
 
     def spent(self, step_s: float) -> None:
         """How long a step takes, for how often a snapshot may."""
-        self._every = interval(self._copy_s, step_s, self._every)
+        if self._fixed is None and self._copy_s:
+            self._every = interval(self._copy_s, step_s, before=self._every)
 
-    def _saves(self, engine: Engine) -> bool:
-        return self._form.rank == 0 or engine.zero_stage > 0
-
-    def _meta(self, engine: Engine, progress: Progress) -> ShardMeta:
-        form = self._form
-        held = tuple(engine.slices())
-        return ShardMeta(
-            progress.step, form.rank, form.world_size, engine.zero_stage, form.generation, held, progress.as_extra()
-        )
-
-    def _checkpoints(self) -> Checkpoints:
-        spec = self._prepared.job.spec
-        return Checkpoints(open_store(spec.storage.uri), f"{spec.name}/checkpoints", keep=spec.storage.keep)
-
-    def _assemble(self, engine: Engine, shards: list[Shard]) -> dict:
+    def _assemble(self, engine: Engine, shards: list[Shard]) -> Progress:
         def read(shard: int, name: str, begin: int, end: int) -> Tensor:
             return shards[shard].tensor(name, begin, end)
 
-        engine.assemble([shard.meta for shard in shards], read)
-        return shards[0].meta.extra
+        engine.restore([shard.meta for shard in shards], read)
+        return Progress.of(shards[0].meta.step, shards[0].meta.extra)
 
     def _opened(self, at: ShardAt, open_peers: ExitStack) -> Shard:
         """A shard on this node is mapped, one on another is asked for range by range."""
         if at.node == self._node:
-            return Shard.open_at(at.path, at.offset, at.size)
+            return Shard.open(at.path, begin=at.offset, end=at.offset + at.size)
         peer = open_peers.enter_context(dial(at.address))
         token = self._prepared.job.token
         return Shard(lambda a, b: fetch_range(peer, token, at.path, at.offset + a, at.offset + b), at.path)

@@ -56,7 +56,7 @@ class Worker:
         use_interface_of(self._address)
         folder = shm_folder(job.run_id, self._node)
         folder.mkdir(parents=True, exist_ok=True)
-        self._snapshots = folder / f"worker-{self._name}"
+        self._folder = folder
         # The keeper asks for the stacks of a process that is stuck, in whatever it is stuck.
         self._stacks = (folder / f"stacks-{os.getpid()}").open("w")
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
@@ -103,7 +103,7 @@ class Worker:
             engine = make_engine(prepared, plan, fresh=fresh, on_phase=self._link.phase)
             self._link.send(Formed(form.generation, time.monotonic() - began))
             began = time.monotonic()
-            tier = Tier(prepared, form, self._link, self._snapshots, self._node)
+            tier = Tier(prepared, form, self._link, self._folder, self._name, self._node)
             guard = _guard(form)
             run = RankRun(prepared, engine, plan, tier, _Told(self._link, form.generation, tier), guard)
             self._link.send(Restored(form.generation, run.step, form.tier, time.monotonic() - began))
