@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import socket
+import tempfile
 import time
 import traceback
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
 from tigerbot.errors import TigerError
-from tigerbot_jobs.train.data import plan_batches
-from tigerbot_jobs.train.engine import Engine, connect_ranks, precision_of
+from tigerbot.models import build
+from tigerbot.spec import TrainSpec
+from tigerbot.tokens import Batch
+from tigerbot_jobs.train.data import BatchPlan, plan_batches
+from tigerbot_jobs.train.engine import Engine, connect_ranks, precision_of, trained_module
 from tigerbot_jobs.train.loop import Outcome, Prepared, RankRun, WorkerJob, make_engine
 from tigerbot_jobs.train.metrics import Row
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
@@ -88,6 +95,10 @@ class Worker:
         prepared = Prepared(self._job, self._device, verify=_first_worker())
         prepared.module(fresh=True)
         prepared.peak_flops(precision_of(self._job.spec.train, self._device))
+        rehearse(self._job.spec, self._device)
+        # What is there now stays: the collections between generations need not look at it again.
+        gc.collect()
+        gc.freeze()
         return prepared
 
     def _generation(self, prepared: Prepared, form: Form) -> Out:
@@ -150,6 +161,25 @@ class _Told:
 
     def paused(self) -> bool:
         return self._link.paused(self._generation)
+
+
+def rehearse(spec: TrainSpec, device: torch.device) -> None:
+    """One step of a small model, alone: what DeepSpeed and torch do for the first time is done before it is waited for."""
+    group = Group(device)
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/alone", rank=0, world_size=1)
+        try:
+            connect_ranks(0, 1, device)
+            model = build("tiny", 512, spec.train.seed)
+            plan = BatchPlan(sequences=1, micro=1, micro_steps=1, steps=1)
+            module = trained_module(model, spec.train, device)
+            engine = Engine(module, spec.train, spec.deepspeed, plan, device)
+            ids = np.arange(16, dtype=np.int64)[None]
+            engine.step([Batch(ids, ids, ids, np.ones_like(ids))], lr=0.0, counted_tokens=15)
+            engine.close()
+        finally:
+            group.leave()
 
 
 def own_address(hub: str) -> str:
