@@ -8,9 +8,10 @@ findings come out.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tigerbot_jobs.train.watch.beats import LOCAL, Beat, Heard
@@ -21,6 +22,7 @@ SLOW = 3.0  # times the deadline for who still shows life
 WARM_STEPS = 5  # of a worker's life: compile, first touches
 _NO_STEP = ("form", "restore", "idle")  # a step number that changes here is a restored one
 _STILL_S = 1.0  # others count as waiting when they have not moved for this long
+_AGAIN_S = 60.0
 _TOGETHER_S = 1.5  # within this, two fell silent at once
 
 Kind = Literal["frozen", "node", "unheard", "partition", "stuck", "collective", "shared"]
@@ -35,6 +37,7 @@ class Hang:
             partition (all nodes at once: our own network), stuck (this rank never arrived), collective (all wait for
             one another), shared (all are in the same work of their own: storage, say).
         worker, rank, node: the culprit, or None where none can be named.
+        times: how often this was reported by now; above 1, what was done about it did not help.
     """
 
     kind: Kind
@@ -47,6 +50,7 @@ class Hang:
     waited_s: float
     deadline_s: float
     evidence: str
+    times: int = 1
 
 
 class HangWatch:
@@ -70,7 +74,7 @@ class HangWatch:
         self._keepers: dict[str, float] = {}
         self._generation, self._members = -1, ()
         self._formed_at = self._awake_at = self._resumed_at = clock()
-        self._reported: set[tuple[str, str | None, int]] = set()
+        self._reported: dict[tuple[str, str | None, int], tuple[float, int]] = {}
 
     @property
     def times(self) -> PhaseTimes:
@@ -111,13 +115,19 @@ class HangWatch:
         known.beat, known.heard_at = beat, now
 
     def check(self) -> list[Hang]:
-        """What hangs now. Each hang is reported once."""
+        """What hangs now; each hang once, and again for every further minute (or two deadlines) that it lasts."""
         now = self._now()
-        group = [self._standing(worker, now) for worker in self._members]
+        group = [self._standing(rank, worker, now) for rank, worker in enumerate(self._members)]
         found = self._silent(group, now) or self._late(group, now) or self._turning(group, now) if group else []
-        fresh = [hang for hang in found if (hang.kind, hang.worker, hang.step) not in self._reported]
-        self._reported |= {(hang.kind, hang.worker, hang.step) for hang in fresh}
-        return fresh
+        return [due for hang in found if (due := self._due(hang, now))]
+
+    def _due(self, hang: Hang, now: float) -> Hang | None:
+        key = (hang.kind, hang.worker, hang.step)
+        reported_at, times = self._reported.get(key, (-math.inf, 0))
+        if now - reported_at <= max(_AGAIN_S, 2 * hang.deadline_s):
+            return None
+        self._reported[key] = (now, times + 1)
+        return replace(hang, times=times + 1)
 
     def _learn(self, known: Heard, beat: Beat, now: float) -> None:
         """A phase ended somewhere between two beats: at the latest when the new one began."""
@@ -151,9 +161,9 @@ class HangWatch:
             self._formed_at = min(now, self._formed_at + paused)
         return now
 
-    def _standing(self, worker: str, now: float) -> Standing:
+    def _standing(self, rank: int, worker: str, now: float) -> Standing:
         """Where a member is. One that has not come into this generation yet counts as forming it."""
-        known, rank = self._heard.get(worker), self._members.index(worker)
+        known = self._heard.get(worker)
         if known is None:
             return Standing(worker, rank, "", -1, -1, "form", self._formed_at, self._formed_at, now, False, 0)
         beat = known.beat

@@ -115,7 +115,7 @@ def watched(
         for rank in range(run.ranks):
             clock.now = base + offsets[rank]
             while not todo[rank] or todo[rank][-1].at <= clock.now:
-                if any(entry.at >= FOREVER for queue in todo for entry in queue):
+                if run.hung_at < FOREVER:
                     break
                 for queue, more in zip(todo, next(steps), strict=True):
                     queue.extend(more)
@@ -126,9 +126,7 @@ def watched(
             stopped = any(begin <= clock.now < end for begin, end in run.frozen.get(rank, ())[-3:])
             if entry is None or stopped or (run.silent and rank == run.hang_rank and clock.now > run.hung_at):
                 continue
-            moving = not (rank == run.hang_rank and clock.now > run.hung_at)
-            waiting = any(queue and queue[-1].at >= FOREVER for queue in todo)
-            cpu[rank] += BEAT_S * entry.cpu * (moving and not waiting)
+            cpu[rank] += BEAT_S * entry.cpu * (clock.now <= run.hung_at)
             watch.beat(
                 Beat(
                     f"w{rank}",
