@@ -222,10 +222,13 @@ def _workers(line: Timeline, wall_s: float, y: int) -> list[str]:
         if width > 18:
             parts.append(f'<text class="in" x="{x + width / 2:.1f}" y="{y + 10}" text-anchor="middle">{size}</text>')
         parts.append("</g>")
+    free = -1e9
     for number, life in enumerate(line.lives[1:], 2):
         x = LEFT + life.start * across
         parts.append(f'<line class="life" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6}" y2="{y + 18}"/>')
-        parts.append(f'<text x="{x + 3:.1f}" y="{y + 24}">driver {number}</text>')
+        if x - free > 55:
+            free = x
+            parts.append(f'<text x="{x + 3:.1f}" y="{y + 24}">driver {number}</text>')
     return parts
 
 
