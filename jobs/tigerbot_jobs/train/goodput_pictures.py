@@ -88,13 +88,16 @@ def lane(loss: Loss, end: float) -> str:
     if incident.last_step_at is not None:
         start = min(first, incident.last_step_at)
     seen = incident.seen_at if incident.mttd_s is not None else None
-    moments = (seen, incident.acted_at, incident.generation_at, incident.formed_at, incident.restored_at)
+    moments = [seen, incident.acted_at, incident.generation_at, incident.formed_at, incident.restored_at, first]
+    if incident.first_step_at is None:  # what comes after the last thing that happened is going on
+        known = [index for index, moment in enumerate(moments[:-1]) if moment is not None]
+        moments[max(known, default=-1) + 1] = first
     length = first - start or 1e-3
     scale = (WIDTH - 160) / length
     parts = [f'<svg viewBox="0 0 {WIDTH} 66" role="img" aria-label="incident">', _rect(0, 8, 78, 26, COLOURS["step"])]
     parts.append(_rect(WIDTH - 80, 8, 80, 26, COLOURS["step"] if incident.first_step_at is not None else "#8886"))
     at, shown = start, 75.0
-    for name, until in zip(PHASES, (*moments, first), strict=True):
+    for name, until in zip(PHASES, moments, strict=True):
         if until is None or until <= at:
             continue
         until = min(until, first)
