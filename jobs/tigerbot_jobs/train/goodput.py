@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 from tigerbot_jobs.train.ledger import Event, Tail
 from tigerbot_jobs.train.replay import Replay, timeline
@@ -94,31 +93,6 @@ class Account:
         return [loss.incident.mttd_s for loss in self.losses if loss.incident.mttd_s is not None]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the simulator wants to know of a run that really happened. Zero where the run did not show it.
-
-    Attributes:
-        mttd_s, mttr_s: medians. mttr_s counts from the moment the fault was seen.
-        step_s: median turn of the loop without snapshots, checkpoints, validation and waiting for data.
-        snapshot_every_steps, snapshot_every_s: distance of two snapshots; snapshot_block_s is what one held up.
-        faults_per_hour: by kind, of wall time.
-        steps_lost: mean number of steps that an incident made undone.
-    """
-
-    hours: float
-    workers: int
-    step_s: float
-    mttd_s: float
-    mttr_s: float
-    snapshot_every_steps: float
-    snapshot_every_s: float
-    snapshot_block_s: float
-    steps_lost: float
-    goodput: float
-    faults_per_hour: dict[str, float]
-
-
 def account(events: Sequence[Event], until: float | None = None, price_per_card_hour: float | None = None) -> Account:
     """Account for every second of a run.
 
@@ -166,30 +140,6 @@ def as_metrics(account: Account) -> dict[str, float]:
     return metrics
 
 
-def measured(account: Account) -> Measured:
-    """The run as the simulator's input: the same quantities, measured instead of assumed."""
-    turns, hours = account.timeline.turns, account.wall_s / 3600
-    computing = _middle(turn.computing_s for turn in turns)
-    snapshots = [turn for turn in turns if turn.snapshot_s > 0]
-    # A rollback makes the step number fall: no distance of two snapshots.
-    distances = [b.step - a.step for a, b in pairwise(snapshots) if b.step > a.step]
-    faults = Counter(fault.kind for loss in account.losses for fault in loss.incident.faults)
-    interruptions = [loss.incident for loss in account.losses if loss.incident.down_from is not None]
-    return Measured(
-        hours=hours,
-        workers=max((turn.world_size for turn in turns), default=0),
-        step_s=computing,
-        mttd_s=_middle(account.mttd_s),
-        mttr_s=_middle(account.mttr_s),
-        snapshot_every_steps=_middle(distances),
-        snapshot_every_s=_middle(distances) * _middle(turn.total_s for turn in turns),
-        snapshot_block_s=_middle(turn.snapshot_s for turn in snapshots),
-        steps_lost=sum(len(i.undone) for i in interruptions) / len(interruptions) if interruptions else 0.0,
-        goodput=account.goodput,
-        faults_per_hour={kind: count / hours for kind, count in sorted(faults.items())} if hours else {},
-    )
-
-
 def percentile(values: Sequence[float], q: float) -> float:
     """The q-th percentile, between the two nearest values where it falls between them."""
     ordered = sorted(values)
@@ -225,7 +175,7 @@ def _account(line: Timeline, price_per_card_hour: float | None) -> Account:
         stopped_s=sum(later.start - life.end for life, later in _pairs(line) if life.stopped),
         card_hours=_card_seconds(line) / 3600,
         price_per_card_hour=price,
-        persisted_bytes=sum(line.persisted),
+        persisted_bytes=sum(state.size_bytes for state in line.persisted),
         persists=len(line.persisted),
         missing_lines=line.missing_lines,
         timeline=line,
@@ -279,8 +229,3 @@ def _card_seconds(line: Timeline) -> float:
 
 def _pairs(line: Timeline) -> Iterable[tuple[Life, Life]]:
     return pairwise(line.lives)
-
-
-def _middle(values: Iterable[float]) -> float:
-    kept = list(values)
-    return float(median(kept)) if kept else 0.0

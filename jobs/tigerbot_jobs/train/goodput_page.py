@@ -66,7 +66,7 @@ def page(found: Account, state: str, rows: list[dict[str, float]]) -> str:
         "<h2>Where the time went</h2>" + whole_bar(found.seconds) + _categories(found),
         "<h2>Over time</h2>"
         + over_time(found)
-        + _keys({name: COLOURS[name] for name in COLOURS if found.seconds[name]}),
+        + _keys({name: COLOURS[name] for name in COLOURS if found.seconds[name] >= 0.05}),
         f"<h2>Incidents</h2>{_incidents(found)}",
         "<h2>Loss</h2>" + loss_curve(rows, _rollbacks(found)),
         "<p class=note>Green is the history of the model; orange was undone by a restore or a rollback (↩).</p>",
@@ -108,7 +108,7 @@ def _tiles(found: Account) -> str:
         (recovery[1], "recovery, p99"),
     ]
     if found.cost is not None:
-        tiles.append((money(found.cost), f"cost at {found.price_per_card_hour:g} a card-hour"))
+        tiles.append((money(found.cost, found.cost), f"cost at {found.price_per_card_hour:g} a card-hour"))
     return (
         "<div class=tiles>" + "".join(f"<div class=tile><b>{v}</b><span>{n}</span></div>" for v, n in tiles) + "</div>"
     )
@@ -121,13 +121,13 @@ def _categories(found: Account) -> str:
     ]
     for name, meaning in MEANINGS.items():
         seconds, share = found.seconds[name], found.seconds[name] / (found.wall_s or 1)
-        cost = f"<td class=n>{money(found.cost * share)}" if found.cost is not None else ""
+        cost = f"<td class=n>{money(found.cost * share, found.cost)}" if found.cost is not None else ""
         bar = f'<div class=bar style="width:{share * 100:.2f}%;background:{COLOURS[name]}"></div>' if seconds else ""
         rows.append(
             f'<tr><td><i class=key style="background:{COLOURS[name]}"></i>{name}<td class=note>{meaning}'
             f"<td class=n>{seconds:,.1f}<td class=n>{share:.2%}<td style='width:22%'>{bar}{cost}"
         )
-    cost = f"<td class=n>{money(found.cost)}" if found.cost is not None else ""
+    cost = f"<td class=n>{money(found.cost, found.cost)}" if found.cost is not None else ""
     rows.append(f"<tr class=total><td>wall time<td><td class=n>{found.wall_s:,.1f}<td class=n>100%<td>{cost}")
     notes = []
     if found.stopped_s:
@@ -152,13 +152,13 @@ def _incidents(found: Account) -> str:
 def _card(number: str, loss: Loss, found: Account, *, drawn: bool) -> str:
     incident = loss.incident
     title = html.escape(printable(f"{number} · {clock(incident.seen_at)} · {incident.kind}{who(loss)}"))
-    cost = "" if found.cost is None else f", cost {money(found.cost * loss.total_s / (found.wall_s or 1))}"
+    cost = "" if found.cost is None else f", cost {money(found.cost * loss.total_s / (found.wall_s or 1), found.cost)}"
     acted = f"{', '.join(dict.fromkeys(incident.actions))}; " if incident.actions else ""
     lost = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in loss.seconds.items())
     seen = f"seen {incident.mttd_s:.2f} s after the last step; " if incident.mttd_s is not None else ""
     facts = f"{seen}{acted}{outcome(loss)}; {len(incident.undone)} steps undone; lost {loss.total_s:.2f} s{cost}"
     evidence = "".join(
-        f"<p>{html.escape(printable(f'{fault.kind}: {fault.evidence}'))}</p>"
+        f"<p>{html.escape(printable(f'{fault.kind}: {fault.evidence[:2000]}'))}</p>"
         for fault in incident.faults
         if fault.evidence
     )

@@ -88,13 +88,16 @@ def lane(loss: Loss, end: float) -> str:
     if incident.last_step_at is not None:
         start = min(first, incident.last_step_at)
     seen = incident.seen_at if incident.mttd_s is not None else None
-    moments = (seen, incident.acted_at, incident.generation_at, incident.formed_at, incident.restored_at)
+    moments = [seen, incident.acted_at, incident.generation_at, incident.formed_at, incident.restored_at, first]
+    if incident.first_step_at is None:  # what comes after the last thing that happened is going on
+        known = [index for index, moment in enumerate(moments[:-1]) if moment is not None]
+        moments[max(known, default=-1) + 1] = first
     length = first - start or 1e-3
     scale = (WIDTH - 160) / length
     parts = [f'<svg viewBox="0 0 {WIDTH} 66" role="img" aria-label="incident">', _rect(0, 8, 78, 26, COLOURS["step"])]
     parts.append(_rect(WIDTH - 80, 8, 80, 26, COLOURS["step"] if incident.first_step_at is not None else "#8886"))
     at, shown = start, 75.0
-    for name, until in zip(PHASES, (*moments, first), strict=True):
+    for name, until in zip(PHASES, moments, strict=True):
         if until is None or until <= at:
             continue
         until = min(until, first)
@@ -222,10 +225,13 @@ def _workers(line: Timeline, wall_s: float, y: int) -> list[str]:
         if width > 18:
             parts.append(f'<text class="in" x="{x + width / 2:.1f}" y="{y + 10}" text-anchor="middle">{size}</text>')
         parts.append("</g>")
+    free = -1e9
     for number, life in enumerate(line.lives[1:], 2):
         x = LEFT + life.start * across
         parts.append(f'<line class="life" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6}" y2="{y + 18}"/>')
-        parts.append(f'<text x="{x + 3:.1f}" y="{y + 24}">driver {number}</text>')
+        if x - free > 55:
+            free = x
+            parts.append(f'<text x="{x + 3:.1f}" y="{y + 24}">driver {number}</text>')
     return parts
 
 

@@ -89,11 +89,11 @@ def table(found: Account, state: str) -> Iterator[str]:
     yield f"  {'category':<20}{'seconds':>12}{'share':>8}{'' if found.cost is None else '      cost'}"
     for name, meaning in MEANINGS.items():
         seconds = found.seconds[name]
-        if seconds > 0:
+        if seconds >= 0.05:
             share = seconds / found.wall_s
-            cost = "" if found.cost is None else f"{money(found.cost * share):>10}"
+            cost = "" if found.cost is None else f"{money(found.cost * share, found.cost):>10}"
             yield f"  {name:<20}{seconds:>12,.1f}{share:>8.1%}{cost}  {bar(share)}  {meaning}"
-    cost = "" if found.cost is None else f"{money(found.cost):>10}"
+    cost = "" if found.cost is None else f"{money(found.cost, found.cost):>10}"
     yield f"  {'wall time':<20}{found.wall_s:>12,.1f}{1:>8.1%}{cost}"
     if found.stopped_s:
         yield f"  {found.stopped_s:,.0f} s of it between a stop and the next start, for which no card is paid"
@@ -111,7 +111,9 @@ def table(found: Account, state: str) -> Iterator[str]:
 
 def headline(found: Account, state: str) -> str:
     drivers = "" if found.lives < 2 else f", {found.lives} drivers"
-    cost = "" if found.cost is None else f", {money(found.cost)} at {found.price_per_card_hour:g} a card-hour"
+    cost = (
+        "" if found.cost is None else f", {money(found.cost, found.cost)} at {found.price_per_card_hour:g} a card-hour"
+    )
     return f"{state}, {span(found.wall_s)} of wall time, {found.card_hours:,.2f} card-hours{cost}{drivers}"
 
 
@@ -138,7 +140,11 @@ def incident_line(loss: Loss, found: Account) -> str:
     incident = loss.incident
     seen = f", seen after {incident.mttd_s:.2f} s" if incident.mttd_s is not None else ""
     acted = f", {', '.join(dict.fromkeys(incident.actions))}" if incident.actions else ""
-    cost = "" if found.cost is None or not found.wall_s else f", cost {money(found.cost * loss.total_s / found.wall_s)}"
+    cost = (
+        ""
+        if found.cost is None or not found.wall_s
+        else f", cost {money(found.cost * loss.total_s / found.wall_s, found.cost)}"
+    )
     took = f"{loss.total_s:.2f} s lost{cost}, {len(incident.undone)} steps undone"
     text = f"{clock(incident.seen_at)}  {incident.kind}{who(loss)}{seen}{acted}, {outcome(loss)}, {took}"
     evidence = next((fault.evidence for fault in incident.faults if fault.evidence), "")
@@ -175,9 +181,9 @@ def span(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def money(amount: float) -> str:
-    """An amount of whatever the price is in; small ones with more decimals."""
-    return f"{amount:,.2f}" if amount >= 10 else f"{amount:.4f}"
+def money(amount: float, total: float) -> str:
+    """An amount of whatever the price is in; with more decimals where the run's total is small."""
+    return f"{amount:,.2f}" if total >= 100 else f"{amount:.4f}"
 
 
 def bar(share: float, width: int = 20) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from tigerbot_jobs.train.ledger import Event, finite
-from tigerbot_jobs.train.timeline import STOPPING, Fault, Incident, Life, Timeline, Turn
+from tigerbot_jobs.train.timeline import STOPPING, Fault, Incident, Life, Persisted, Timeline, Turn
 
 _HEALS_AFTER_S = 1.0  # steps that still come this long after a fault were not reported late: the fault went away
 _RECENT = 50  # turns that say what a turn usually takes
@@ -39,7 +39,7 @@ class Replay:
         self.resizes: list[Incident] = []
         self.lives: list[Life] = []
         self.history: list[Turn] = []  # by step: what the model has behind it
-        self.persisted: list[int] = []
+        self.persisted: list[Persisted] = []
         self.missing_lines = 0
         self.known: set[str] = set()
         self.open: Incident | None = None  # training is down
@@ -187,7 +187,7 @@ class Replay:
             self.noted = None  # that settles it: whatever comes next has another cause
 
     def _on_persisted(self, event: Event) -> None:
-        self.persisted.append(event.whole("size_bytes"))
+        self.persisted.append(Persisted(self.now, event.number("seconds"), event.whole("size_bytes")))
 
     def _on_gap(self, event: Event) -> None:
         self.missing_lines += event.whole("lines")

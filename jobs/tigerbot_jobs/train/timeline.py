@@ -139,12 +139,20 @@ class Life:
 
 
 @dataclass(frozen=True)
+class Persisted:
+    """A state that reached storage, and how long the way took."""
+
+    at: float
+    seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Timeline:
     """The whole line. `waits` and `turns` are its two layers, each in order and without overlap.
 
     Attributes:
         resizes: the pauses for growing, which nothing forced.
-        persisted: bytes of each state that reached storage.
         missing_lines: events that could not be written.
     """
 
@@ -153,7 +161,7 @@ class Timeline:
     incidents: list[Incident]
     resizes: list[Incident]
     lives: list[Life]
-    persisted: list[int]
+    persisted: list[Persisted]
     missing_lines: int
 
     @property

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from ledger_story import Story
 
-from tigerbot_jobs.train.goodput import Account, LiveAccount, account, as_metrics, measured, percentile
+from tigerbot_jobs.train.goodput import Account, LiveAccount, account, as_metrics, percentile
 from tigerbot_jobs.train.ledger import read_events
+from tigerbot_jobs.train.measured import Faults, measured
 
 
 def spent(found: Account) -> dict[str, float]:
@@ -273,7 +274,11 @@ def test_metrics_and_the_simulators_input_say_the_same_as_the_account(tmp_path: 
     )
     assert (inputs.mttr_s, inputs.mttd_s) == (pytest.approx(1.75), pytest.approx(0.5))
     assert (inputs.step_s, inputs.snapshot_block_s, inputs.snapshot_every_steps) == (1.0, 0.2, 10)
-    assert inputs.faults_per_hour == {"process": pytest.approx(3 / inputs.hours)} and inputs.workers == 2
+    assert inputs.workers == 2 and inputs.start_s == 12
+    per_hour = pytest.approx(3 * 3600 / found.wall_s)
+    assert inputs.faults == (
+        Faults("process", per_hour, *[pytest.approx(x) for x in (0.5, 1.75, 0)], from_memory=True),
+    )
 
 
 def test_percentiles_lie_between_the_values_they_fall_between() -> None:

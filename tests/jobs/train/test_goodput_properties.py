@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_story import Story
 
-from tigerbot_jobs.train.goodput import Account, account, as_metrics, measured
+from tigerbot_jobs.train.goodput import Account, account, as_metrics
 from tigerbot_jobs.train.goodput_page import page
 from tigerbot_jobs.train.goodput_text import as_json, table
 from tigerbot_jobs.train.ledger import read_events
+from tigerbot_jobs.train.measured import measured
 from tigerbot_jobs.train.timeline import CATEGORIES
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # hundreds of ledgers, each synchronised
@@ -97,7 +98,7 @@ def check(found: Account, wall_s: float) -> None:
         assert loss.incident.mttr_s is None or loss.incident.mttr_s >= 0
     shown = [*table(found, "died"), page(found, "died", []), json.dumps(as_json(found, "died"), allow_nan=False)]
     assert len(shown) > 5
-    assert all(math.isfinite(value) for value in as_metrics(found).values()) and measured(found).hours >= 0
+    assert all(math.isfinite(value) for value in as_metrics(found).values()) and measured(found).wall_s >= 0
 
 
 @settings(max_examples=100, deadline=None)

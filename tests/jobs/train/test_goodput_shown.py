@@ -133,6 +133,15 @@ def test_the_page_of_a_run_that_has_just_begun_is_there_too(tmp_path: Path) -> N
     assert "no loss was logged" in (tmp_path / "page.html").read_text()
 
 
+def test_an_incident_that_is_not_over_shows_what_is_going_on(tmp_path: Path) -> None:
+    Story(tmp_path).ready().steps(5).wait(2).fault("hang").decide("kill").wait(20).write("worker_ready").close()
+
+    tiger(str(tmp_path), "--html", str(tmp_path / "page.html"))
+
+    text = (tmp_path / "page.html").read_text()
+    assert "waiting for driver or workers: 20.000 s" in text and "not back yet" in text and "first step: " not in text
+
+
 def test_a_page_that_cannot_be_written_is_one_clear_line(folder: Path) -> None:
     with pytest.raises(StorageError, match=r"page\.html: no such file or directory; give a file"):
         tiger("pretrain", "--in", str(folder), "--html", str(folder / "nowhere" / "page.html"))
