@@ -189,10 +189,12 @@ class Hub:
                     await asyncio.wait_for(peer.writer.drain(), 1)
             self._finished.set()
             await asyncio.sleep(0.2)  # the stops are on their way
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        for peer in (*self._workers.values(), *self._keepers.values()):
+            peer.writer.transport.abort()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        await asyncio.wait(others, timeout=1) if others else None
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = None
