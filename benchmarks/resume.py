@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def main() -> list[Row]:
 def _prepare(rank: int, folder: str) -> None:
     engine = _ours(rank)
     engine.step([_batch()], lr=1e-4, counted_tokens=2 * count_labels([_batch()]))
-    Checkpoints(open_store(folder), "ours", keep=1).save(engine.state(), _header(), replicated=False)
+    Checkpoints(open_store(folder), "ours", keep=1).save(engine.state(), engine.shard(), _header())
     stock = _stock()
     _stock_step(stock)
     stock.save_checkpoint(f"{folder}/stock", tag="one")
@@ -69,11 +68,7 @@ def _resume_ours(rank: int, folder: str) -> None:
     with _Timed(rank, folder):
         key = checkpoints.latest()
         assert key is not None
-        state, mine = (
-            checkpoints.load(key, replicated=False),
-            replace(engine.shard(), step=checkpoints.header(key).step),
-        )
-        engine.restore([mine], lambda shard, name, begin, end: state[name][begin:end])
+        assert checkpoints.restore(key, engine.restore, wanted=engine.shards_read)
         engine.step([_batch()], lr=1e-4, counted_tokens=2 * count_labels([_batch()]))
 
 

@@ -46,6 +46,12 @@ class FolderStore(Store):
         with disk_errors(self.at(key)):
             return (self.root / safe_key(key)).read_bytes()
 
+    def get_range(self, key: str, begin: int, end: int) -> bytes:
+        path = self.root / safe_key(key)
+        with disk_errors(self.at(key)), path.open("rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
+
     def list(self, prefix: str = "") -> list[Entry]:
         top = self.root / safe_key(prefix) if prefix else self.root
         if top.is_file():

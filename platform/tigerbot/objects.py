@@ -82,6 +82,13 @@ class ObjectStore(Store):
 
         return self._call(get, key)
 
+    def get_range(self, key: str, begin: int, end: int) -> bytes:
+        def get() -> bytes:
+            wanted = f"bytes={begin}-{end - 1}"
+            return self._client.get_object(Bucket=self.bucket, Key=self._name(key), Range=wanted)["Body"].read()
+
+        return self._call(get, key)
+
     def list(self, prefix: str = "") -> list[Entry]:
         name = self._name(prefix) if prefix else self.prefix
         found: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from tigerbot.staging import STAGED, MissingError, disk_errors, fsync_folder, pu
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+DAMAGED = "DAMAGED.json"  # a manifest whose files were found to differ from it
 
 __all__ = [
     "Entry",
@@ -106,6 +107,10 @@ class Store(ABC):
         """Raises: MissingError."""
 
     @abstractmethod
+    def get_range(self, key: str, begin: int, end: int) -> bytes:
+        """Bytes [begin, end) of a file, fewer where it ends before. Raises: MissingError."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> list[Entry]:
         """Files at or below a prefix, sorted by key; what is being staged is not shown."""
 
@@ -185,6 +190,11 @@ class Store(ABC):
         """Keys at or below a prefix that hold a complete committed folder, sorted."""
         return _complete(self, self.list(prefix))
 
+    def set_aside(self, key: str) -> None:
+        """Mark a committed folder as damaged: it counts as committed no more, and is not cleaned away."""
+        self.put_bytes(f"{key}/{DAMAGED}", self.get_bytes(f"{safe_key(key)}/{MANIFEST}"))
+        self.delete(f"{key}/{MANIFEST}")
+
     def retain(self, prefix: str, keep: int) -> list[str]:
         """Keep the last `keep` committed folders below a prefix, in order of key; returns the keys removed.
 
@@ -199,7 +209,9 @@ class Store(ABC):
         depth = len(PurePosixPath(prefix).parts) + 1
         children = {"/".join(PurePosixPath(entry.key).parts[:depth]) for entry in entries}
         whole = {"/".join(PurePosixPath(key).parts[:depth]) for key in complete}
-        incomplete = [child for child in children - whole if child < complete[-1] and self._is_folder(child, entries)]
+        damaged = {str(PurePosixPath(entry.key).parent) for entry in entries if entry.key.endswith(f"/{DAMAGED}")}
+        unfinished = children - whole - damaged
+        incomplete = [child for child in unfinished if child < complete[-1] and self._is_folder(child, entries)]
         removed = sorted([*complete[:-keep], *incomplete])
         for key in removed:
             self.delete(key)

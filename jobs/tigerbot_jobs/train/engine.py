@@ -23,7 +23,7 @@ from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
-from tigerbot_jobs.train.reshard import Read, assemble
+from tigerbot_jobs.train.reshard import Read, assemble, shards_read
 from tigerbot_jobs.train.shard import ShardMeta
 from tigerbot_jobs.train.zero_state import clear_padding, read_state, slices
 
@@ -111,6 +111,10 @@ class Engine:
             slices=self._slices,
             extra={"skipped_steps": self._ds.skipped_steps} | (extra or {}),
         )
+
+    def shards_read(self, shards: Sequence[ShardMeta]) -> set[int]:
+        """The indices of the shards that `restore` reads from on this rank."""
+        return shards_read(self._slices, shards, prefer=dist.get_rank())
 
     def restore(self, shards: Sequence[ShardMeta], read: Read) -> None:
         """Collective. Put in a state that was cut for any world size and ZeRO stage; see `reshard`."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from tigerbot.errors import IdentityError
+from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import load_tokenizer, tokenizer_hash
 from tigerbot.runs import write_json
 from tigerbot.spec import TrainSpec
@@ -144,16 +144,20 @@ class _RankRun:
                 open_store(uri).put_file(folder / name, f"{self._spec.name}/{name}")
 
     def _restore(self) -> int:
-        key = self._checkpoints.latest()
-        if key is None:
-            return 0
-        header = self._checkpoints.header(key)
-        ours = {
-            "world_size": self._world_size,
-            "zero_stage": self._engine.zero_stage,
-            "spec_hash": self._job.hash,
-            "tokenizer_hash": self._tokenizer_hash,
-        }
+        """Put in the newest checkpoint that is whole; the steps it has done."""
+        damaged = None
+        while (key := self._checkpoints.latest()) is not None:
+            header = self._checkpoints.header(key)
+            self._check_identity(key, header)
+            if self._checkpoints.restore(key, self._engine.restore, wanted=self._engine.shards_read):
+                return header.step
+            damaged = key
+        if damaged is not None:
+            raise CorruptError("no whole checkpoint is left", where=damaged, fix="--replace begins anew")
+        return 0
+
+    def _check_identity(self, key: str, header: Header) -> None:
+        ours = {"spec_hash": self._job.hash, "tokenizer_hash": self._tokenizer_hash}
         for field, value in ours.items():
             if getattr(header, field) != value:
                 raise IdentityError(
@@ -161,10 +165,6 @@ class _RankRun:
                     where=f"checkpoint {key}",
                     fix="resume it as it was, or --replace to begin anew",
                 )
-        state = self._checkpoints.load(key, replicated=self._engine.zero_stage == 0)
-        mine = replace(self._engine.shard(), step=header.step)
-        self._engine.restore([mine], lambda shard, name, begin, end: state[name][begin:end])
-        return header.step
 
     def _agree(self, counted: int) -> tuple[int, bool]:
         """Labels over all ranks, and rank 0's decision whether this step ends with a checkpoint."""
@@ -189,7 +189,7 @@ class _RankRun:
             tokenizer_hash=self._tokenizer_hash,
             threads=self._job.threads,
         )
-        took = self._checkpoints.save(self._engine.state(), header, replicated=self._engine.zero_stage == 0)
+        took = self._checkpoints.save(self._engine.state(), self._engine.shard(), header)
         self._save_every_s = max(_SAVE_FLOOR_S, took / _SAVE_SHARE)
         self._saved_at = time.monotonic()
 

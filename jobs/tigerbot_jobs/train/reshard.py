@@ -59,6 +59,11 @@ def plan(wanted: Sequence[Slice], have: Sequence[Sequence[Slice]], *, prefer: in
     return _joined(copies)
 
 
+def shards_read(wanted: Sequence[Slice], shards: Sequence[ShardMeta], *, prefer: int) -> set[int]:
+    """The shards that `assemble` reads from."""
+    return {copy.shard for copy in plan(wanted, [shard.slices for shard in shards], prefer=prefer)} or {0}
+
+
 def assemble(engine: Any, shards: Sequence[ShardMeta], read: Read) -> None:
     """Collective. Put a state into an engine, and set its counters; the learning rate is left alone.
 

@@ -169,6 +169,14 @@ def encode_header(meta: ShardMeta, numels: Mapping[str, int], size: int = 0) -> 
     return _LENGTH.pack(whole - _LENGTH.size) + text.ljust(whole - _LENGTH.size)
 
 
+def write_shard(path: str | Path, meta: ShardMeta, state: Mapping[str, Tensor]) -> None:
+    """Write an image to a file; the tensors are flat."""
+    with Path(path).open("wb") as file:
+        file.write(encode_header(meta, {name: tensor.numel() for name, tensor in state.items()}))
+        for tensor in state.values():
+            file.write(tensor.detach().cpu().numpy().data)
+
+
 def _encoded(meta: ShardMeta) -> str:
     held = [[s.name, s.shape, s.start, s.numel, s.group, s.offset] for s in meta.slices]
     fields = {name: getattr(meta, name) for name in ShardMeta.__dataclass_fields__ if name != "slices"}

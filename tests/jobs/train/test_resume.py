@@ -126,19 +126,57 @@ def test_a_lora_run_resumes_and_its_adapter_names_its_base(
     assert load_model(tmp_path / "lora/model").peft_config
 
 
-def test_a_checkpoint_of_another_spec_or_with_a_flipped_byte_is_refused(corpus: Corpus, tmp_path: Path) -> None:
-    raw = corpus.spec("damaged", tmp_path, tokens=1024)
+def test_a_run_goes_on_with_another_number_of_ranks_and_another_stage(
+    stages: dict[int, dict[str, Any]], corpus: Corpus, tmp_path: Path
+) -> None:
+    raw, storage = stages[3], Path(stages[3]["storage"]["uri"])
+    undisturbed = read_rows(storage / "zero-3/metrics.jsonl")
+    cut_short(raw, 6)
+    other = raw | {"deepspeed": {"zero_stage": 2}}
+
+    train([job_of(other, corpus, hash=spec_hash(parse_spec(raw)))], 1, tmp_path)
+
+    for before, after in zip(undisturbed, read_rows(storage / "zero-3/metrics.jsonl"), strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=2e-3)
+        assert after["lr"] == before["lr"] and after["tokens"] == before["tokens"]
+
+
+def test_a_checkpoint_of_another_spec_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    raw = corpus.spec("other", tmp_path, tokens=1024)
     train([job_of(raw, corpus)], 1, tmp_path)
     other = parse_spec(raw | {"train": raw["train"] | {"lr": 1e-4}})
 
     with pytest.raises(Exception, match="spec_hash was") as refused:
         train([job_of(raw, corpus, hash=spec_hash(other))], 1, tmp_path)
-    state = tmp_path / "damaged/checkpoints/step-00000004/rank-00000.safetensors"
-    data = bytearray(state.read_bytes())
-    data[-1000] ^= 1
-    state.write_bytes(data)
-    with pytest.raises(Exception, match=r"rank-00000.safetensors: differs from its manifest") as corrupt:
-        train([job_of(raw, corpus)], 1, tmp_path)
 
     assert IdentityError.__name__ in str(refused.value)
+
+
+def flip(state: Path, place: int) -> None:
+    data = bytearray(state.read_bytes())
+    data[place] ^= 1
+    state.write_bytes(data)
+
+
+def test_a_flipped_byte_costs_one_checkpoint_and_a_second_one_the_run(
+    corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = corpus.spec("damaged", tmp_path, tokens=1024)
+    train([job_of(raw, corpus)], 2, tmp_path)
+    undisturbed = fingerprint(raw, 4)
+    folder = tmp_path / "damaged/checkpoints"
+    flip(folder / "step-00000004/rank-00001.safetensors", -1000)
+
+    train([job_of(raw, corpus)], 2, tmp_path)
+
+    assert fingerprint(raw, 4) == undisturbed
+    said = capfd.readouterr().out
+    assert said.count("step-00000004 is damaged") == 1 and "rank-00001.safetensors: differs from its manifest" in said
+    assert (folder / "step-00000004/DAMAGED.json").exists()
+
+    flip(folder / "step-00000002/rank-00000.safetensors", 20)  # in its header
+    flip(folder / "step-00000004/rank-00000.safetensors", -1000)
+    with pytest.raises(Exception, match="no whole checkpoint is left") as corrupt:
+        train([job_of(raw, corpus)], 2, tmp_path)
+
     assert CorruptError.__name__ in str(corrupt.value)
