@@ -17,16 +17,20 @@ WORLD_SIZE = 2
 
 def on_two_ranks(work: Callable[..., None], *args: Any) -> None:
     """`work(rank, *args)` in two fresh processes that form a gloo group, one thread each."""
+    on_ranks(WORLD_SIZE, work, *args)
+
+
+def on_ranks(world_size: int, work: Callable[..., None], *args: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(  # type: ignore[attr-defined]
-            _rank, (work, f"{folder}/meeting", args), nprocs=WORLD_SIZE, start_method="spawn"
+            _rank, (world_size, work, f"{folder}/meeting", args), nprocs=world_size, start_method="spawn"
         )
 
 
-def _rank(rank: int, work: Callable[..., None], meeting: str, args: tuple[Any, ...]) -> None:
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE)}
+def _rank(rank: int, world_size: int, work: Callable[..., None], meeting: str, args: tuple[Any, ...]) -> None:
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     work(rank, *args)
     dist.destroy_process_group()
 

@@ -33,7 +33,7 @@ def main() -> list[Row]:
         on_two_ranks(_prepare, folder)
 
         def ours() -> float:
-            on_two_ranks(_resume_ours, folder)
+            on_two_ranks(resume_ours, folder)
             return results(Path(folder) / "seconds")
 
         def stock() -> float:
@@ -62,8 +62,19 @@ def _prepare(rank: int, folder: str) -> None:
     stock.save_checkpoint(f"{folder}/stock", tag="one")
 
 
-def _resume_ours(rank: int, folder: str) -> None:
-    engine = _ours(rank)
+def keep_ours(rank: int, folder: str) -> None:
+    """A checkpoint after one step, by any number of ranks."""
+    engine = make_ours(rank)
+    engine.step(
+        [synthetic_batch()] * (2 // dist.get_world_size()),
+        lr=1e-4,
+        counted_tokens=2 * count_labels([synthetic_batch()]),
+    )
+    Checkpoints(open_store(folder), "ours", keep=1).save(engine.state(), engine.shard(), _header())
+
+
+def resume_ours(rank: int, folder: str) -> None:
+    engine = make_ours(rank)
     checkpoints = Checkpoints(open_store(folder), "ours", keep=1)
     with _Timed(rank, folder):
         key = checkpoints.latest()
@@ -73,10 +84,10 @@ def _resume_ours(rank: int, folder: str) -> None:
 
 
 def _resume_stock(rank: int, folder: str) -> None:
-    engine = _stock()
+    engine = make_stock()
     with _Timed(rank, folder):
         engine.load_checkpoint(f"{folder}/stock", tag="one")
-        _stock_step(engine)
+        stock_step(engine)
 
 
 class _Timed:
@@ -93,27 +104,33 @@ class _Timed:
             self._path.write_text(str(time.perf_counter() - self._began))
 
 
-def _ours(rank: int) -> Engine:
-    connect_ranks(rank, 2, torch.device("cpu"))
-    plan = BatchPlan(sequences=2, per_rank=1, micro=1, steps=10)
+def make_ours(rank: int) -> Engine:
+    connect_ranks(rank, dist.get_world_size(), torch.device("cpu"))
+    plan = BatchPlan(sequences=2, per_rank=2 // dist.get_world_size(), micro=1, steps=10)
     return Engine(build(PRESET, VOCABULARY, 1), LOOP, {"zero_stage": 2}, plan, torch.device("cpu"))
 
 
-def _stock() -> Any:
+def our_step(engine: Engine) -> None:
+    """One optimizer step on two sequences, by any number of ranks."""
+    mine = [synthetic_batch()] * (2 // dist.get_world_size())
+    engine.step(mine, lr=1e-4, counted_tokens=2 * count_labels([synthetic_batch()]))
+
+
+def make_stock() -> Any:
     return stock_engine(build(PRESET, VOCABULARY, 1), micro=1, micro_steps=1, lr=1e-4)
 
 
-def _stock_step(engine: Any) -> None:
-    ids = torch.from_numpy(_batch().input_ids)
+def stock_step(engine: Any) -> None:
+    ids = torch.from_numpy(synthetic_batch().input_ids)
     engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
     engine.step()
 
 
-def _batch() -> Batch:
+def synthetic_batch() -> Batch:
     ids = np.arange(LENGTH, dtype=np.int64)[None] + 100
     places = np.arange(LENGTH, dtype=np.int64)[None]
     return Batch(ids, ids.copy(), places, np.ones_like(ids))
 
 
 def _header() -> Header:
-    return Header(step=1, world_size=2, zero_stage=2, spec_hash="x", tokenizer_hash="x", threads=1)
+    return Header(step=1, world_size=dist.get_world_size(), zero_stage=2, spec_hash="x", tokenizer_hash="x", threads=1)

@@ -95,10 +95,12 @@ def forget_ranks() -> None:
     """Let DeepSpeed begin anew in a living process, with other ranks; torch's process group is destroyed already.
 
     It also numbers parameters and modules from 0 again: at stage 3 ranks compare these, and a newcomer's begin there.
+    And it takes back stage 3's own linear layer, whose gradients come in another order: at another stage ranks that
+    have it and ranks that do not would reduce different buckets together.
     """
     import deepspeed
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
-    from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.runtime.zero.partition_parameters import Init, InsertPostInitMethodToModuleSubClasses
     from deepspeed.utils import groups
 
     deepspeed.comm.comm.cdb = None
@@ -107,6 +109,9 @@ def forget_ranks() -> None:
     counter = DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
     assert counter is not None
     counter[0][0] = 0
+    torch.nn.functional.linear = getattr(
+        InsertPostInitMethodToModuleSubClasses, "linear_bk", torch.nn.functional.linear
+    )
 
 
 def check_layout(engine: Any) -> None:
