@@ -22,7 +22,7 @@ from tigerbot.storage import open_store
 from tigerbot.tokens import Batch
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan
-from tigerbot_jobs.train.engine import Engine, connect_ranks, count_labels
+from tigerbot_jobs.train.engine import Engine, connect_ranks, count_labels, trained_module
 
 PRESET, VOCABULARY, LENGTH = "60m", 8192, 64
 LOOP = TrainLoop(tokens=1, precision="fp32")
@@ -54,11 +54,9 @@ def main() -> list[Row]:
 
 
 def _prepare(rank: int, folder: str) -> None:
-    engine = _ours(rank)
-    engine.step([_batch()], lr=1e-4, counted_tokens=2 * count_labels([_batch()]))
-    Checkpoints(open_store(folder), "ours", keep=1).save(engine.state(), engine.shard(), _header())
-    stock = _stock()
-    _stock_step(stock)
+    keep_ours(rank, folder)
+    stock = make_stock()
+    stock_step(stock)
     stock.save_checkpoint(f"{folder}/stock", tag="one")
 
 
@@ -80,7 +78,11 @@ def resume_ours(rank: int, folder: str) -> None:
         key = checkpoints.latest()
         assert key is not None
         assert checkpoints.restore(key, engine.restore, wanted=engine.shards_read)
-        engine.step([_batch()], lr=1e-4, counted_tokens=2 * count_labels([_batch()]))
+        engine.step(
+            [synthetic_batch()] * (2 // dist.get_world_size()),
+            lr=1e-4,
+            counted_tokens=2 * count_labels([synthetic_batch()]),
+        )
 
 
 def _resume_stock(rank: int, folder: str) -> None:
@@ -106,8 +108,9 @@ class _Timed:
 
 def make_ours(rank: int) -> Engine:
     connect_ranks(rank, dist.get_world_size(), torch.device("cpu"))
-    plan = BatchPlan(sequences=2, per_rank=2 // dist.get_world_size(), micro=1, steps=10)
-    return Engine(build(PRESET, VOCABULARY, 1), LOOP, {"zero_stage": 2}, plan, torch.device("cpu"))
+    plan = BatchPlan(sequences=2, micro=1, micro_steps=2 // dist.get_world_size(), steps=10)
+    module = trained_module(build(PRESET, VOCABULARY, 1), LOOP, torch.device("cpu"))
+    return Engine(module, LOOP, {"zero_stage": 2}, plan, torch.device("cpu"))
 
 
 def our_step(engine: Engine) -> None:

@@ -178,7 +178,7 @@ def test_embeddings_and_vectors_keep_float32_and_the_rest_two_bytes() -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
-    from tigerbot_jobs.train.engine import Engine, connect_ranks
+    from tigerbot_jobs.train.engine import Engine, connect_ranks, trained_module
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -188,8 +188,9 @@ def _rank(rank: int, folder: str) -> None:
     for stage in range(4):
         for optimizer in ("adamw", "adamw8bit", "adamw8bit"):
             loop = TrainLoop(tokens=1, lr=3e-3, precision="fp32", optimizer=optimizer)
-            plan = BatchPlan(4, 2, 2, 8)
-            engine = Engine(build("tiny", 600, 1), loop, {"zero_stage": stage}, plan, torch.device("cpu"))
+            plan = BatchPlan(4, 2, 1, 8)
+            module = trained_module(build("tiny", 600, 1), loop, torch.device("cpu"))
+            engine = Engine(module, loop, {"zero_stage": stage}, plan, torch.device("cpu"))
             losses = [float(engine.step([batch_of(rank, step)], lr=3e-3, counted_tokens=4 * 23)) for step in range(8)]
             adam = engine._ds.optimizer if stage == 0 else engine._ds.optimizer.optimizer
             found.setdefault((stage, optimizer), []).append((losses, state_bytes(adam)))

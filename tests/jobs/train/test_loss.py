@@ -164,7 +164,7 @@ def test_sharing_the_output_matrix_adds_no_parameter() -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
-    from tigerbot_jobs.train.engine import Engine, connect_ranks
+    from tigerbot_jobs.train.engine import Engine, connect_ranks, trained_module
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -178,7 +178,11 @@ def _rank(rank: int, folder: str) -> None:
             model_file.output_loss = lambda output: None
         for stage in range(4):
             engine = Engine(
-                build("tiny", 600, 1), loop, {"zero_stage": stage}, BatchPlan(8, 4, 2, 4), torch.device("cpu")
+                trained_module(build("tiny", 600, 1), loop, torch.device("cpu")),
+                loop,
+                {"zero_stage": stage},
+                BatchPlan(8, 2, 2, 4),
+                torch.device("cpu"),
             )
             losses = []
             for step in range(4):

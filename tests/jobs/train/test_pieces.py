@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from tigerbot.errors import DataError, SpecError
 from tigerbot.models import build
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import TokenShards
-from tigerbot_jobs.train.data import TrainingData, plan_batches
+from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
 from tigerbot_jobs.train.engine import deepspeed_config
-from tigerbot_jobs.train.metrics import Follower, append_row, read_rows
+from tigerbot_jobs.train.metrics import append_row, read_rows
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.preview import preview
 from tigerbot_jobs.train.schedule import learning_rate
@@ -42,32 +43,34 @@ def test_no_learning_rate_is_negative_or_above_the_peak(schedule, steps, warmup,
     assert all(0 < learning_rate(step, steps, loop) <= 0.5 + 1e-12 for step in range(steps))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 def test_every_world_size_reads_the_same_sequences_in_the_same_global_batch(
     corpus: Corpus, tmp_path: Path, world_size: int
 ) -> None:
     spec = as_train(corpus.spec("x", tmp_path))
-    shards = TokenShards(corpus.folder / "tokens/train")
+    data = data_of(corpus, TokenShards(corpus.folder / "tokens/train").tokenizer_hash)
 
     def global_batch(world_size: int, step: int) -> np.ndarray:
         plan = plan_batches(spec, world_size)
-        ranks = [
-            TrainingData(
-                [(corpus.folder / "tokens/train", 1.0)],
-                [],
-                plan=plan,
-                sequence_length=32,
-                tokenizer_hash=shards.tokenizer_hash,
-                seed=1,
-                rank=rank,
-                world_size=world_size,
-            )
-            for rank in range(world_size)
-        ]
-        return np.concatenate([batch.input_ids for data in ranks for batch in data.micro_batches(step)])
+        ranks = [data.micro_batches(step, plan, rank, world_size) for rank in range(world_size)]
+        assert {len(micro) for micro in ranks} == {plan.micro_steps}
+        with_labels = [batch for micro in ranks for batch in micro if (batch.labels != -100).any()]
+        return np.concatenate([batch.input_ids for batch in with_labels])
 
     for step in (0, 1, 50):
         assert (global_batch(world_size, step) == global_batch(1, step)).all()
+
+
+@given(sequences=st.integers(1, 64), micro=st.integers(1, 9), world_size=st.integers(1, 9))
+def test_a_global_batch_is_shared_out_once_whatever_the_ranks(sequences: int, micro: int, world_size: int) -> None:
+    micro_steps = math.ceil(math.ceil(sequences / micro) / world_size)
+    plan = BatchPlan(sequences, micro, micro_steps, 1)
+
+    spans = [span for rank in range(world_size) for span in plan.spans(rank, world_size)]
+
+    assert len(spans) == micro_steps * world_size
+    shared_out = [first + offset for first, count in spans for offset in range(count)]
+    assert shared_out == list(range(sequences))
 
 
 def test_a_packed_sequence_has_the_loss_of_its_documents_read_alone() -> None:
@@ -91,10 +94,10 @@ def test_a_packed_sequence_has_the_loss_of_its_documents_read_alone() -> None:
     [
         ({"batch_tokens": 250}, 1, "wants a multiple of data.sequence_length 32"),
         ({"batch_tokens": 16}, 1, "set it to 32"),
-        ({"batch_tokens": 96}, 2, "cannot be shared by 2 workers"),
+        ({"batch_tokens": 96}, 4, "cannot be shared by 4 workers"),
     ],
 )
-def test_a_batch_that_cannot_be_cut_evenly_is_refused(corpus: Corpus, tmp_path: Path, change, workers, message) -> None:
+def test_a_batch_that_cannot_be_cut_is_refused(corpus: Corpus, tmp_path: Path, change, workers, message) -> None:
     with pytest.raises(SpecError, match=message):
         plan_batches(as_train(corpus.spec("x", tmp_path, **change)), workers)
 
@@ -122,33 +125,24 @@ def test_deepspeeds_own_keys_pass_through(corpus: Corpus, tmp_path: Path) -> Non
     assert config["communication_data_type"] == "fp32"
 
 
-def test_shards_of_another_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) -> None:
-    plan = plan_batches(as_train(corpus.spec("x", tmp_path)), 1)
-
+def test_shards_of_another_tokenizer_are_refused(corpus: Corpus) -> None:
     with pytest.raises(DataError, match="was packed with tokenizer"):
-        TrainingData(
-            [(corpus.folder / "tokens/train", 1.0)],
-            [],
-            plan=plan,
-            sequence_length=32,
-            tokenizer_hash="another",
-            seed=1,
-            rank=0,
-            world_size=1,
-        )
+        data_of(corpus, "another")
+
+
+def data_of(corpus: Corpus, tokenizer_hash: str) -> TrainingData:
+    shards = [(corpus.folder / "tokens/train", 1.0)]
+    return TrainingData(shards, [], sequence_length=32, tokenizer_hash=tokenizer_hash, seed=1, verify=True)
 
 
 def test_metrics_of_a_resumed_run_count_each_step_once(tmp_path: Path) -> None:
-    path, seen = tmp_path / "metrics.jsonl", []
-    follower = Follower(path, seen.append, poll_s=0.01)
+    path = tmp_path / "metrics.jsonl"
     for step, loss in ((1, 9.0), (2, 8.0), (3, float("nan")), (2, 7.5), (3, 7.0)):
         append_row(path, {"step": step, "loss": loss})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
-    follower.close()
 
     assert [row["loss"] for row in read_rows(path)] == [9.0, 7.5, 7.0]
-    assert len(seen) == 5
     assert json.loads(path.read_text().splitlines()[2])["loss"] is None
 
 

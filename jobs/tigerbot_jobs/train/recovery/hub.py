@@ -101,6 +101,7 @@ class Hub:
         self._settings, self._ledger, self._persister = settings, ledger, persister
         self._on_row, self._on_node = on_row, on_node
         self._rendezvous = Rendezvous(settings.low, settings.high, generation)
+        self._full = min(settings.high, settings.expected)  # what the cluster can hold
         self._history = list(history or [])
         self._workers: dict[str, Peer] = {}
         self._keepers: dict[str, Peer] = {}  # by node
@@ -315,7 +316,7 @@ class Hub:
             return
         first = self._rendezvous.current.number == 0 or self._reason == "start"
         patient = first and time.monotonic() - self._began < self._settings.start_wait_s
-        generation = self._rendezvous.next_generation(wait_for_all=patient)
+        generation = self._rendezvous.next_generation(wait_for=self._full if patient else 0)
         if generation is not None:
             self._spawn(self._form(generation))
 

@@ -100,8 +100,8 @@ class Rendezvous:
         """Whether a pause would make the generation larger."""
         return self.phase is Phase.RUNNING and self.current.world_size < self._high and bool(self.spares)
 
-    def next_generation(self, *, wait_for_all: bool) -> Generation | None:
-        """The next generation, if it can begin: with `wait_for_all` only at full size, else at any size allowed.
+    def next_generation(self, *, wait_for: int = 0) -> Generation | None:
+        """The next generation, if it can begin: at any size allowed, but not below `wait_for`.
 
         Survivors keep their ranks where the size allows it, spares fill the gaps.
         """
@@ -110,7 +110,7 @@ class Rendezvous:
         survivors = [m if m and m not in self._barred else "" for m in self.current.members]
         living = [m for m in survivors if m]
         size = min(self._high, len(living) + len(self.spares))
-        if size < self._low or (wait_for_all and size < self._high):
+        if size < max(self._low, min(wait_for, self._high)):
             return None
         places = survivors[:size] + [""] * (size - len(survivors))
         waiting = [*(m for m in survivors[size:] if m), *self.spares]
