@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerbot.spec import PolicySpec, SimulateSpec, parse_spec
+from tigerbot_jobs.simulate.draws import Draws
 from tigerbot_jobs.simulate.outcome import Outcome, simulate
 from tigerbot_jobs.simulate.plain import plain_setting
 from tigerbot_jobs.simulate.setting import Setting, setting
@@ -107,13 +108,16 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
 
 
 def test_infant_mortality_moves_failures_to_the_beginning_and_keeps_their_number() -> None:
-    steady = situation("ray-train", cards=4096, spares=64, days=10, straggler={"per_node_day": 0})
-    infant = replace(steady, weibull_shape=0.7)
-    first_day = {one.weibull_shape: replace(one, horizon_s=one.horizon_s) for one in (steady, infant)}
+    infant = situation("ray-train", cards=4096, days=10, failures={"weibull_shape": 0.7})
+    draws, now, nodes = Draws(infant, 1), np.zeros(2000), np.full(2000, 512.0)
+    early, total = 0, 0
 
-    counts = {shape: found(one).failures for shape, one in first_day.items()}
+    while (now := draws.failure_s(now, nodes)).min() < infant.horizon_s:
+        early += int((now < infant.horizon_s / 2).sum())
+        total += int((now < infant.horizon_s).sum())
 
-    assert counts[0.7] == pytest.approx(counts[1.0], rel=0.05)
+    assert total / 2000 == pytest.approx(infant.horizon_s / infant.mtbf_s, rel=0.03)
+    assert early / total == pytest.approx(0.5**0.7, abs=0.02)
 
 
 @pytest.mark.parametrize("policy", ["ours", "dlrover", "ray-train"])

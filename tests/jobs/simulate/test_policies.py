@@ -116,7 +116,7 @@ def test_spares_fail_too() -> None:
 
 
 def test_a_second_fault_in_a_recovery_begins_it_anew_and_may_take_the_copy() -> None:
-    one = situation("ours", Cause("gpu", 1, repair="reboot"), cards=64, failures={"mtbf_card_hours": 4.0})
+    one = situation("ours", Cause("gpu", 1, repair="reboot"), cards=64, days=2, failures={"mtbf_card_hours": 40.0})
     one = replace(one, spares=60, standbys=60, policy=replace(one.policy, swap_warm_s=600.0))
 
     calm = found(replace(one, failures_during_recovery=False))
