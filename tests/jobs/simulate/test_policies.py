@@ -177,3 +177,12 @@ def test_an_intervals_default_is_youngs() -> None:
     one = situation("ray-train")
 
     assert one.tiers.storage_every_s == pytest.approx(np.sqrt(2 * 10 * one.mtbf_s))
+
+
+def test_what_a_restart_of_the_processes_cures_leaves_the_nodes_memory() -> None:
+    hard = situation("dlrover", Cause("gpu", 1), spares=30)
+
+    broken, soft = found(hard), found(replace(hard, soft_share=1.0))
+
+    assert soft.failures_by_kind["process"] == pytest.approx(soft.failures)
+    assert soft.shares["recompute"] < 0.5 * broken.shares["recompute"]

@@ -28,10 +28,15 @@ def test_llama3s_practice_gives_more_than_ninety_percent_and_checkpoints_that_bl
     assert quick.outcome.failures == pytest.approx(419, rel=0.03)
 
 
-def test_flash_checkpoints_gain_what_dlrover_reports() -> None:
-    before, after = (glm("llama3", 0.75, flash, 200).goodput.mean for flash in (False, True))
+def test_what_dlrover_gained_by_flash_checkpoints_lies_between_the_two_published_failure_rates() -> None:
+    # The blog says 90% -> 95% and names no failure rate: nothing of it but the checkpoints goes in.
+    gains = {
+        preset: glm(preset, 0.75, True, REPLICAS).goodput.mean - glm(preset, 0.75, False, REPLICAS).goodput.mean
+        for preset in ("llama3", "meta-rsc")
+    }
 
-    assert after - before == pytest.approx(0.05, abs=0.02)
+    assert gains["llama3"] < 0.05 < gains["meta-rsc"]
+    assert gains["llama3"] == pytest.approx(0.05, abs=0.02)
 
 
 def test_the_targets_are_reached_with_the_defaults() -> None:
