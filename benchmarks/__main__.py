@@ -11,10 +11,13 @@ from benchmarks.harness import Row, machine, save, table
 NAMES = (
     "command_start",
     "token_reading",
+    "simulator",
     "training_step",
     "resume",
     "resume_resized",
     "snapshot_stall",
+    "loss_memory",
+    "adam8bit",
     "ensemble_decode",
 )
 

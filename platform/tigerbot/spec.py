@@ -444,9 +444,9 @@ class BuySpec(Part):
     """`What should I buy`: the values to try, each combination simulated for every policy of the spec."""
 
     cards: Annotated[list[Count], Field(min_length=1)] = [1024, 4096, 16384]
-    spares_percent: Annotated[list[Annotated[Real, Field(ge=0, le=100)]], Field(min_length=1)] = [0, 1, 2, 4]
+    spares_percent: Annotated[list[Annotated[Real, Field(ge=0, le=100)]], Field(min_length=1)] = [0.0, 1.0, 2.0, 4.0]
     standbys: Annotated[list[Nodes], Field(min_length=1)] = [0, 2, 8]
-    memory_every_s: Annotated[list[Positive], Field(min_length=1)] = [10, 60, 300]
+    memory_every_s: Annotated[list[Positive], Field(min_length=1)] = [10.0, 60.0, 300.0]
 
 
 class SimulateSpec(Job):

@@ -64,5 +64,19 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, timeout=30)
 
     assert done.stdout.strip().splitlines()[-1] == "[]"
-    for verb in ("run", "runs", "export", "submit", "jobs", "logs", "stop", "serve", "chat", "demo", "doctor", "spec"):
+    for verb in (
+        "run",
+        "runs",
+        "export",
+        "submit",
+        "jobs",
+        "logs",
+        "stop",
+        "serve",
+        "chat",
+        "demo",
+        "simulate",
+        "doctor",
+        "spec",
+    ):
         assert f" {verb} " in done.stdout

@@ -7,7 +7,7 @@ import numpy as np
 from tigerbot_jobs.simulate.mixes import KINDS
 from tigerbot_jobs.simulate.setting import Setting
 
-_HANG, _NODE = KINDS.index("hang"), KINDS.index("node")
+_PROCESS, _HANG, _NODE, _ISLAND = (KINDS.index(kind) for kind in ("process", "hang", "node", "island"))
 
 
 class Draws:
@@ -50,7 +50,10 @@ class Draws:
         setting = self._setting
         soft = np.maximum(self._soft[cause], np.where(kind == _NODE, setting.soft_share, 0))
         if soft.any():
-            lost = np.where(rng.random(count) < soft, 0.0, lost)
+            cured = rng.random(count) < soft
+            lost = np.where(cured, 0.0, lost)
+            # The node stays, and what is in its memory; corrupt memory stays corrupt.
+            kind = np.where(cured & ((kind == _NODE) | (kind == _ISLAND)), _PROCESS, kind)
         if setting.hang_share:
             hangs = (kind <= _NODE) & (rng.random(count) < setting.hang_share)
             kind = np.where(hangs & (lost == 0), _HANG, kind)

@@ -140,10 +140,14 @@ class Engine(Replicas):
 
     def _phase_ends(self, which: np.ndarray) -> None:
         phase = self.phase[which]
-        self._replace(which[phase == DETECT])
-        self._restore(which[(phase == REPLACE) | (phase == PAUSE)])
-        self._restored(which[phase == RESTORE])
-        self._go(which[(phase == START) | (phase == RESIZE)])
+        for handle, ended in (
+            (self._replace, phase == DETECT),
+            (self._restore, (phase == REPLACE) | (phase == PAUSE)),
+            (self._restored, phase == RESTORE),
+            (self._go, (phase == START) | (phase == RESIZE)),
+        ):
+            if ended.any():
+                handle(which[ended])
 
     def _replace(self, which: np.ndarray) -> None:
         """Standbys and spares take the places of what was lost; without any, fewer go on, or all wait."""
@@ -204,8 +208,9 @@ class Engine(Replicas):
         self.keep_warm(which)
         self.expose(which)
         waiting = self.phase[which] == WAIT
-        self._replace(which[waiting])
-        which = which[~waiting]
+        if waiting.any():
+            self._replace(which[waiting])
+            which = which[~waiting]
         self.grow(which[(self.phase[which] == RUN) & self.room(which)])
 
     def _planned(self, which: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from tigerbot.spec import FaultKind
 
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-LLAMA3_CARD_HOURS = 16_384 * 54 * 24 / 419  # 50,680: cards x hours / unexpected interruptions
+LLAMA3_CARD_HOURS = 16_384 * 54 * 24 / 419  # 50,677: cards x hours / unexpected interruptions
 LLAMA3_PLANNED_PER_DAY = 47 / 54
 META_RSC_CARD_HOURS = 1_024 * 7.9  # 8,090, from the job's mean time to failure of 7.9 h
 

@@ -108,7 +108,7 @@ def _cause(fault: MeasuredFault, turn_s: float) -> Cause:
     return Cause(
         name=fault.kind,
         count=fault.per_hour,
-        kind="process" if fault.from_memory else "island",
+        kind="process" if fault.from_memory else "corruption",
         soft=1.0,
         detect_s=max(fault.detect_s - turn_s / 2, 0.0),
         recover_s=max(fault.recover_s - turn_s, 0.0),

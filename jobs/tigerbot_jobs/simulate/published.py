@@ -41,14 +41,8 @@ def llama3(replicas: int, seed: int = 1) -> list[Compared]:
 def _llama3(*, block_s: float, every_s: float | str, replicas: int, seed: int) -> Outcome:
     back_in = {"detect_process_s": 60, "detect_hang_s": 60, "detect_node_s": 60, "detect_island_s": 60}
     back_in |= {"restart_s": 240, "swap_cold_s": 240, "storage_restore_s": 60}
-    policy = PolicySpec(
-        preset="ray-train",
-        name="llama3",
-        storage_every_s=every_s,  # type: ignore[arg-type]
-        storage_block_s=block_s,
-        storage_write_s=0,
-        **back_in,
-    )
+    saves = {"storage_every_s": every_s, "storage_block_s": block_s, "storage_write_s": 0}
+    policy = PolicySpec.model_validate({"preset": "ray-train", "name": "llama3", **saves, **back_in})
     spec = SimulateSpec(
         kind="simulate",
         name="llama3",

@@ -169,6 +169,8 @@ def _tiers(policy: Policy, causes: tuple[Cause, ...], step_s: float, mtbf_s: flo
     memory_s = policy.memory_every_s
     if memory_s == "auto":
         memory_s = min(max(young(policy.memory_block_s, mtbf_s), step_s), MEMORY_LONGEST_S, storage_s)
+    if policy.storage_every_s == "auto":
+        storage_s = max(storage_s, memory_s)
     if memory_s > storage_s:
         raise InputError(
             f"memory_every_s is {memory_s:g}, longer than storage_every_s ({storage_s:g})",

@@ -66,7 +66,7 @@ def test_the_best_interval_of_a_sweep_is_youngs(m: float, d: float) -> None:
     factors = np.array([0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.4])
     intervals = young(d, mtbf) * factors
 
-    found = np.array([many(plain(m, d, float(t), 60.0), 2048).goodput.mean for t in intervals])
+    found = np.array([many(plain(m, d, float(t), 60.0), 1024).goodput.mean for t in intervals])
 
     # Lost time is a/t + b t + c: fitted over the sweep its least is sqrt(a/b), steadier than the best of seven points.
     a, b, _ = np.linalg.lstsq(np.stack([1 / intervals, intervals, np.ones(7)], axis=1), 1 / found, rcond=None)[0]
