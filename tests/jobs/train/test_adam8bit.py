@@ -190,15 +190,15 @@ def _rank(rank: int, folder: str) -> None:
             loop = TrainLoop(tokens=1, lr=3e-3, precision="fp32", optimizer=optimizer)
             plan = BatchPlan(4, 2, 2, 8)
             engine = Engine(build("tiny", 600, 1), loop, {"zero_stage": stage}, plan, torch.device("cpu"))
-            losses = [float(engine.step([batch_of(rank, step)], lr=3e-3, counted_tokens=4 * 23)) for step in range(8)]
+            losses = [float(engine.step([batch_of(rank)], lr=3e-3, counted_tokens=4 * 23)) for _ in range(5)]
             adam = engine._ds.optimizer if stage == 0 else engine._ds.optimizer.optimizer
             found.setdefault((stage, optimizer), []).append((losses, state_bytes(adam)))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def batch_of(rank: int, step: int) -> Batch:
-    ids = torch.randint(0, 600, (2, 24), generator=torch.Generator().manual_seed(step % 2 * 2 + rank)).numpy()
+def batch_of(rank: int) -> Batch:
+    ids = torch.randint(0, 600, (2, 24), generator=torch.Generator().manual_seed(rank)).numpy()
     return Batch(ids, ids, np.tile(np.arange(24), (2, 1)), np.ones_like(ids))
 
 
