@@ -70,7 +70,7 @@ def _train(optimizer: str, seed: int) -> tuple[float, float, float]:
         adam.step()
         seconds.append(time.perf_counter() - began)
         adam.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     last = statistics.mean(losses[-LAST:])
     print(f"  {optimizer}, seed {seed}: loss {losses[0]:.4f} -> {last:.4f}", flush=True)
     return last, state_bytes(adam) / 2**20, statistics.median(seconds) * 1e3
