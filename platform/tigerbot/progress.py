@@ -21,8 +21,8 @@ class Stage:
     _task: Any = None
     _done: float = 0.0
     _first: tuple[float, float] | None = None  # what was done when this was first said, and when
-    _began: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _said: float = field(default_factory=lambda: time.monotonic())
 
     def update(self, done: float, note: str = "") -> None:
         """`done` of `total` so far, with a short note (loss, rate)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ def test_time_left_is_of_this_process_also_when_a_stage_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     with progress.stage("training", total=1000, unit="tokens") as shown:
         for now[0], done in ((5.0, 900), (16.0, 910), (27.0, 920)):  # 900 were done before
