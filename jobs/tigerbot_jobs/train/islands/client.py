@@ -93,14 +93,12 @@ class Client:
             raise UnknownRound
         return _answer(frame, pieces, base)
 
-    def adopted(self, round: int, step: int, dropped_steps: int) -> None:
+    def adopted(self, round: int, step: int, began_step: int, dropped_steps: int) -> None:
         """Say that the whole island has taken a round's weights. When it does not arrive, a restart redoes more."""
+        header = {"op": "adopted", "round": round, "step": step, "began_step": began_step}
         if self._connection is not None:
             with contextlib.suppress(OSError):
-                send(
-                    self._connection,
-                    Frame({"op": "adopted", "round": round, "step": step, "dropped_steps": dropped_steps}),
-                )
+                send(self._connection, Frame(header | {"dropped_steps": dropped_steps}))
 
     def leave(self) -> None:
         """Say that the island has made all its steps."""

@@ -223,8 +223,10 @@ class Rounds:
         save_state(state, self._folder)
         return closed
 
-    def answer(self, island: int, pieces: Sequence[Piece], sent: int | None) -> tuple[dict[str, Any], bytes]:
-        """(header, body) for a rank that sent a delta of round `sent`, or that joins (None).
+    def answer(
+        self, island: int, pieces: Sequence[Piece], sent: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], bytes]:
+        """(header, body) for a rank that sent a delta, of a round and at a step, or that joins (None).
 
         The body is the change of the round that closed, where the rank has the weights before it, or the weights.
         """
@@ -232,22 +234,22 @@ class Rounds:
         assert state is not None
         record = state.island(island)
         header: dict[str, Any] = {"round": state.round, "patience_s": self.deadline_s + GRACE_S}
-        header["passed"] = self._passed()
-        if sent is None:
-            header |= {"adopted_round": record.adopted_round, "adopted_step": record.adopted_step}
-            header["resume_step"] = max(record.adopted_step, record.counted_step)
-        else:
-            header["counted"] = record.counted_round == sent
-        if sent is not None and sent == state.round - 1 and self._update is not None:
+        header |= {"passed": self._passed(), "counted_step": record.counted_step, "began_step": record.began_step}
+        header |= {"adopted_round": record.adopted_round, "adopted_step": record.adopted_step}
+        header["counted"] = sent == (record.counted_round, record.counted_step)
+        if sent is not None and sent[0] == state.round - 1 and self._update is not None:
             codes = state.layout.gather_codes(self._update, pieces)
             return header | {"kind": "update"}, codes.codes.tobytes() + codes.scales.tobytes()
         return header | {"kind": "weights"}, state.layout.gather(state.params, pieces).tobytes()
 
-    def adopted(self, island: int, round: int, step: int, dropped_steps: int) -> None:
-        """An island says that all its ranks have taken a round's weights, at its step."""
+    def adopted(self, island: int, round: int, step: int, began_step: int, dropped_steps: int) -> None:
+        """An island says that all its ranks have taken a round's weights after `step` steps.
+
+        What it trains for that round began at `began_step`: earlier, where a delta travels while it trains on.
+        """
         if self.state is not None:
             record = self.state.island(island)
-            record.adopted_round, record.adopted_step = round, step
+            record.adopted_round, record.adopted_step, record.began_step = round, step, began_step
             record.dropped_steps += dropped_steps
 
     def leave(self, island: int) -> None:

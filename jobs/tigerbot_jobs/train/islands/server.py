@@ -146,11 +146,12 @@ class OuterServer:
             case "delta":
                 answer = await self._delta(island, frame, reader)
             case "adopted":
-                header = frame.header
-                self._rounds.adopted(island, int(header["round"]), int(header["step"]), int(header["dropped_steps"]))
+                fields = ("round", "step", "began_step", "dropped_steps")
+                self._rounds.adopted(island, *(int(frame.header[field]) for field in fields))
                 return
             case "leave":
                 self._rounds.leave(island)
+                self._log({"left": island})
                 self._poked.set()
                 answer = Frame({})
             case op:
@@ -190,7 +191,7 @@ class OuterServer:
             return Frame({"unknown": True})
         self._poked.set()
         await self._until(lambda: self._rounds.round > round, reader)
-        return Frame(*self._rounds.answer(island, pieces, round))
+        return Frame(*self._rounds.answer(island, pieces, (round, attempt[1])))
 
     def _log(self, row: dict[str, Any]) -> None:
         row |= {"t": time.time(), "deadline_s": self._rounds.deadline_s, "bytes": dict(self._bytes)}

@@ -28,7 +28,8 @@ class Record:
     """What is known of an island.
 
     Attributes:
-        adopted_round: the newest round whose weights it said it had taken, at its step `adopted_step`.
+        adopted_round: the newest round whose weights it said it had taken, at its step `adopted_step`; what it trains
+            for that round began at `began_step`.
         counted_round: the newest round its delta was part of, sent at its step `counted_step`.
         dropped_steps: of its steps whose delta came too late.
         done: it has made all its steps.
@@ -36,6 +37,7 @@ class Record:
 
     adopted_round: int = -1
     adopted_step: int = 0
+    began_step: int = 0
     counted_round: int = -1
     counted_step: int = 0
     dropped_steps: int = 0
