@@ -1,7 +1,7 @@
 """What a rank reads: its part of every global batch. The whole state of reading is one integer, the step.
 
-Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size; rank r of w takes
-the r-th contiguous part of it, in micro batches. This module knows nothing about models or optimizers.
+Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size (on island i of n it
+is batch s * n + i of that order); rank r of w takes the r-th contiguous part of it, in micro batches. This module knows nothing about models or optimizers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ class BatchPlan:
         sequences: B, of a global batch, over all ranks.
         per_rank: of one rank in one step.
         micro: of one forward pass.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run (of each island, where there are several).
+        island: which of the `islands` this is.
     """
 
     sequences: int
     per_rank: int
     micro: int
     steps: int
+    island: int = 0
+    islands: int = 1
+
+    def first_sequence(self, step: int) -> int:
+        """Where global batch `step` begins: islands take the batches of the one order in turn."""
+        return (step * self.islands + self.island) * self.sequences
 
     @property
     def micro_steps(self) -> int:
@@ -60,9 +67,9 @@ def plan_batches(spec: TrainSpec, world_size: int) -> BatchPlan:
             fix=f"set it to {-(-sequences // world_size) * world_size * length}",
         )
     per_rank = sequences // world_size
-    return BatchPlan(
-        sequences, per_rank, min(loop.micro_batch, per_rank), max(1, round(loop.tokens / (sequences * length)))
-    )
+    islands, island = (spec.islands.count, spec.islands.member or 0) if spec.islands else (1, 0)
+    steps = max(1, round(loop.tokens / (sequences * length * islands)))
+    return BatchPlan(sequences, per_rank, min(loop.micro_batch, per_rank), steps, island, islands)
 
 
 class TrainingData:
@@ -103,7 +110,7 @@ class TrainingData:
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of global batch `step`, in micro batches."""
         plan = self._plan
-        begin = step * plan.sequences + self._rank * plan.per_rank
+        begin = plan.first_sequence(step) + self._rank * plan.per_rank
         cuts = range(0, plan.per_rank, plan.micro)
         return [self._mixture.batch(begin + cut, min(plan.micro, plan.per_rank - cut)) for cut in cuts]
 

@@ -22,6 +22,7 @@ from tigerbot.models import save_model
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
 from tigerbot_jobs.train.data import BatchPlan
+from tigerbot_jobs.train.islands.masters import Slice, slices
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.zero_state import read_state, write_state
 
@@ -95,6 +96,10 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """This rank's state; see `zero_state`."""
         return read_state(self._ds)
+
+    def slices(self) -> list[Slice]:
+        """Which parts of which parameters the state's flat tensors hold."""
+        return slices(self._ds)
 
     def restore(self, state: dict[str, Tensor], *, step: int) -> None:
         write_state(self._ds, state, step=step)

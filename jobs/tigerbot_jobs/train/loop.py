@@ -19,6 +19,7 @@ from tigerbot.storage import open_store
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
 from tigerbot_jobs.train.engine import Engine, connect_ranks, count_labels, flops_per_token, peak_flops
+from tigerbot_jobs.train.islands.sync import outer_of
 from tigerbot_jobs.train.metrics import Row, append_row
 from tigerbot_jobs.train.model import base_folder, make_model, tokenizer_folder
 from tigerbot_jobs.train.schedule import learning_rate
@@ -106,6 +107,9 @@ class _RankRun:
         self._peak = peak_flops(device, self._engine.precision) * world_size
         self._flops = flops_per_token(self._engine.model, spec.data.sequence_length)
         self._step = self._restore()
+        self._outer = outer_of(spec, plan.steps)
+        if self._outer is not None:
+            self._step = self._outer.join(self._engine, self._step)
         self._saved_at, self._save_every_s = time.monotonic(), _SAVE_FLOOR_S
         self._loss = torch.zeros(2, dtype=torch.float64, device=device)
         self._logged_at, self._logged_step = time.monotonic(), self._step
@@ -121,6 +125,8 @@ class _RankRun:
             self._loss[0] += self._engine.step(batches, lr=lr, counted_tokens=counted)
             self._loss[1] += counted
             self._step += 1
+            if self._outer is not None:
+                self._outer.after_step(self._engine, self._step)
             self._report(lr)
             if save and self._step < steps:
                 self._save()
