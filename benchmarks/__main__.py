@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness import Row, machine, save, table
 
-NAMES = ("command_start", "token_reading", "training_step", "resume", "ensemble_decode")
+NAMES = ("command_start", "token_reading", "training_step", "resume", "islands", "ensemble_decode")
 
 
 def main() -> None:
