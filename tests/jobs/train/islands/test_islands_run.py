@@ -11,15 +11,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from small_corpus import Corpus, as_file, as_train
 
 from tigerbot.errors import SpecError
 from tigerbot.models import load_model
-from tigerbot.runs import read_json
+from tigerbot.runs import Run, read_json
 from tigerbot.spec import spec_hash
+from tigerbot_jobs.train.islands import run as islands_run
 from tigerbot_jobs.train.islands.run import derived
 from tigerbot_jobs.train.loop import WorkerJob
 from tigerbot_jobs.train.metrics import read_rows
+from tigerbot_jobs.train.model import make_model
 
 
 def job_of(corpus: Corpus, folder: Path, name: str = "both", **changes: object) -> WorkerJob:
@@ -43,6 +46,37 @@ def test_an_islands_spec_is_a_run_of_its_own_inside_the_whole_one(corpus: Corpus
 def test_a_name_that_leaves_no_room_for_the_islands_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="name"):
         derived(job_of(corpus, tmp_path, "x" * 60), 0, 2)
+
+
+def test_a_fleet_restarts_the_island_that_died_and_gives_the_global_model(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub = str(Path(__file__).with_name("stub_island.py"))
+
+    def spawn(words: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        command = [stub, words[-1]] if words[0] == "tigerbot.cli" else ["-m", *words]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *command], env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    monkeypatch.setattr(islands_run, "spawn", spawn)
+    folder = tmp_path / "both"
+    folder.mkdir()
+    job = job_of(corpus, tmp_path, islands={"count": 2, "every": 2, "outer_lr": 1.0, "outer_momentum": 0.0})
+    run, rows = Run(job.spec, job.hash, folder), []
+
+    with islands_run._Fleet(run, job, rows.append) as fleet:
+        fleet.follow()
+    result = islands_run._finish(run, job, fleet)
+
+    assert "both.island-1 ended (exit 1); it is started again and joins the others" in capsys.readouterr().out
+    assert result["given_up"] == [] and result["steps"] == 6 and result["tokens"] == 3072
+    assert rows[-1]["step"] == 6 and rows[-1]["tokens"] == 3072
+    moved = (
+        load_model(folder / "model").get_input_embeddings().weight - make_model(job.spec).get_input_embeddings().weight
+    )
+    assert torch.allclose(moved, moved.mean(), atol=1e-3) and 0.05 < float(moved.mean()) < 0.13
 
 
 @pytest.mark.soak
