@@ -253,6 +253,7 @@ class RankRun:
             if verdict == "taken back":
                 continue
             if self._outer is not None:
+                self._told.phase("save", self.step)  # it waits for other islands, not for ranks
                 self._outer.after_step(self._engine, self.step)
             self._loss += torch.tensor([self._global_loss, self._global_counted], dtype=torch.float64)
             last = self.step == self._plan.steps
