@@ -174,6 +174,19 @@ class Save:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """To a member: time a fixed small piece of work at your next step boundary."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Probed:
+    generation: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Stop:
     """Nothing is left to do."""
 
@@ -237,7 +250,7 @@ class Killed:
 
 
 Message = (
-    Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Stop
+    Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Probe | Probed | Stop
     | Look | Held | Persist | Put | Mirror | Kill | Killed
 )  # fmt: skip
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
