@@ -241,7 +241,10 @@ class RankRun:
         self.step, self._voided = progress.step, set(progress.voided)
         self._agreed_at = progress.step
         if self._guard is not None and progress.guard:
+            skips = self._guard.skips  # what the hub says is skipped, it has said since that state was kept
             self._guard.restore(newest([progress.guard, self._guard.state()]), step=progress.step)
+            for first, last in skips.intervals:
+                self._guard.skips = self._guard.skips.add(first, last)
         self._loss = torch.zeros(2, dtype=torch.float64)
         self._batches: list[Batch] = []
         self._counted = 0
@@ -275,6 +278,11 @@ class RankRun:
                 return Outcome("pause", self.step)
         return Outcome("done", self.step)
 
+    @property
+    def batch(self) -> int:
+        """The global batch that the next step takes."""
+        return self._guard.skips.data_index(self.step) if self._guard else self.step
+
     def finish(self) -> None:
         """Write the model and its numbers."""
         self._told.phase("save", self.step)
@@ -303,8 +311,7 @@ class RankRun:
         self._told.phase("data", self.step)
         self._batches = []
         if self.step < self._plan.steps:
-            index = self._guard.skips.data_index(self.step) if self._guard else self.step
-            self._batches = self._prepared.data.micro_batches(index, self._plan, self._rank, self._world_size)
+            self._batches = self._prepared.data.micro_batches(self.batch, self._plan, self._rank, self._world_size)
         return time.perf_counter() - began
 
     def _agree(self, loss: torch.Tensor | None) -> tuple[bool, bool, bool]:

@@ -474,12 +474,16 @@ class Hub:
         self._fault("exception", peer.hello.worker, self._rank_of(peer.hello.worker), peer.hello.node, message.text)
         self._log("traceback", worker=peer.hello.worker, text=message.trace)
         exception, frame, step = message.key.rsplit("|", 2)
-        self._judge(BugKey(exception, frame, int(step)), message.text)
+        self._judge(BugKey(exception, frame, int(step)), message.text, message.batch)
 
-    def _judge(self, key: BugKey | None, text: str) -> None:
+    def _judge(self, key: BugKey | None, text: str, batch: int = -1) -> None:
         """After a fault: the next generation, unless it is a bug, or nothing gets further."""
         judged = self._bugs.failed(
-            key, batch=None, steps_since=self._steps_since_fault, furthest=self._furthest, line=text
+            key,
+            batch=batch if batch >= 0 else None,
+            steps_since=self._steps_since_fault,
+            furthest=self._furthest,
+            line=text,
         )
         self._steps_since_fault = 0
         if judged.action == "stop":
@@ -487,6 +491,9 @@ class Hub:
             error = {"type": "TigerError", "what": judged.evidence, "where": f"step {self._step}"}
             fix = "the ledger has its traceback; the same command goes on from there" if key else "see the ledger"
             self._spawn(self._keep_then(Verdict("failed", error | {"fix": fix})))
+        if judged.action == "quarantine":
+            self._skips.append([batch, batch])
+            self._decide("skip", judged.evidence)
         self._end("fault")
 
     _steps_since_fault = 0

@@ -124,6 +124,7 @@ class Out:
     rollback_to: int = -1
     skip: list[int] | None = None
     guard: dict[str, Any] = field(default_factory=dict)
+    batch: int = -1  # the global batch a bug met
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import socket
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ class Worker:
             prepared_again = not is_communication_error(error)
             if prepared_again:
                 prepared.forget_module()
-            return _failed(form.generation, run.step if run else form.step, error, self._link)
+            out = _failed(form.generation, run.step if run else form.step, error, self._link)
+            return replace(out, batch=run.batch) if run and out.why == "bug" else out
         finally:
             self._close(prepared, engine)
             group.leave()
@@ -214,6 +216,8 @@ def _guard(form: Form) -> LossGuard:
     guard = LossGuard()
     if form.guard:
         guard.restore(form.guard, step=form.step)
+    for first, last in form.skips:
+        guard.skips = guard.skips.add(first, last)
     return guard
 
 
