@@ -18,6 +18,7 @@ NAMES = (
     "snapshot_stall",
     "loss_memory",
     "adam8bit",
+    "islands",
     "ensemble_decode",
 )
 

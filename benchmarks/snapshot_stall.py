@@ -48,7 +48,7 @@ def _measure(rank: int, folder: str) -> None:
     state = ours.state()
     buffer = SnapshotBuffer.create(Path(folder) / f"rank-{rank}", ours.shard(), state)
     found: dict[str, list[float]] = {"ours": [], "stock": []}
-    for pair in range(-1, PAIRS):  # the first pair warms up
+    for pair in range(PAIRS + 1):
         took = {
             "ours": _slower(lambda pair=pair: buffer.write(state, step=pair, generation=0, extra={})),
             "stock": _slower(lambda: stock.save_checkpoint(f"{folder}/stock", tag="one")),
@@ -56,7 +56,7 @@ def _measure(rank: int, folder: str) -> None:
         if rank == 0:
             shutil.rmtree(f"{folder}/stock")
         dist.barrier()
-        if pair >= 0:
+        if pair:  # the first one warms up
             for side, seconds in took.items():
                 found[side].append(1e3 * seconds)
     if rank == 0:

@@ -20,12 +20,18 @@ class Stage:
     _bar: Any = None
     _task: Any = None
     _done: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    _first: tuple[float, float] | None = None  # what was done when this was first said, and when
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _said: float = field(default_factory=lambda: time.monotonic())
 
     def update(self, done: float, note: str = "") -> None:
         """`done` of `total` so far, with a short note (loss, rate)."""
         self._done = done
+        if self._first is None:
+            # A stage that goes on begins in its middle: what an earlier process did says nothing of our pace.
+            self._first = (done, time.monotonic())
+            if self._bar is not None:
+                self._bar.reset(self._task, completed=done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._said >= 10:
@@ -39,10 +45,11 @@ class Stage:
         return f"{self._done:,.0f}/{self.total:,.0f} {self.unit}" if self.total else f"{self._done:,.0f} {self.unit}"
 
     def _left(self) -> str:
-        if not self.total or self._done <= 0:
+        if not self.total or self._first is None or self._done <= self._first[0]:
             return ""
-        spent = time.monotonic() - self._began
-        return f", {spent * (self.total - self._done) / self._done:.0f} s left"
+        begun, since = self._first
+        pace = (time.monotonic() - since) / (self._done - begun)
+        return f", {pace * (self.total - self._done):.0f} s left"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble, shards_read
-from tigerbot_jobs.train.shard import ShardMeta
+from tigerbot_jobs.train.shard import ShardMeta, Slice
 
 Phase = Callable[[str], None]
 
@@ -134,6 +134,14 @@ class Engine:
     def restore(self, shards: Sequence[ShardMeta], read: Read) -> None:
         """Collective. Put in a state that was cut for any world size and ZeRO stage; see `reshard`."""
         assemble(self._ds, shards, read)
+
+    def slices(self) -> list[Slice]:
+        """Which parts of which parameters the state's flat tensors hold."""
+        return list(self._slices)
+
+    def settle(self, *, step: int) -> None:
+        """Collective. What was written into `state` counts from now on, `step` steps done."""
+        zero_state.settle(self._ds, step=step)
 
     @property
     def zero_stage(self) -> int:

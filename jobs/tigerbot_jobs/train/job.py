@@ -19,6 +19,7 @@ from tigerbot.tokens import TokenShards
 from tigerbot.tracking import track
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
 from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.islands.run import run_islands
 from tigerbot_jobs.train.loop import WorkerJob, threads_of
 from tigerbot_jobs.train.metrics import Row, append_row, read_rows
 from tigerbot_jobs.train.model import tokenizer_folder
@@ -38,6 +39,8 @@ def run(run: Run) -> dict[str, Any]:
     spec = run.spec
     assert isinstance(spec, TrainSpec)
     job = _checked(run, spec)
+    if spec.islands is not None and spec.islands.member is None:
+        return run_islands(run, job)
     tracker, tracked = track(run)
     cluster = connect(None, num_cpus=_local_cpus(spec))
     try:

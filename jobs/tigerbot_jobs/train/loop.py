@@ -32,6 +32,7 @@ from tigerbot_jobs.train.engine import (
     peak_flops,
     trained_module,
 )
+from tigerbot_jobs.train.islands.sync import outer_of
 from tigerbot_jobs.train.metrics import Row, append_row
 from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
 from tigerbot_jobs.train.reshard import Read
@@ -225,6 +226,9 @@ class RankRun:
         self._flops = flops_per_token(engine.model, self._spec.data.sequence_length)
         told.phase("restore", 0)
         self._began_with(keep.restore(engine))
+        self._outer = outer_of(self._spec, plan.steps)
+        if self._outer is not None:
+            self.step = self._outer.join(engine, self.step)
         self._logged_at, self._logged_step = time.monotonic(), self.step
 
     def _began_with(self, progress: Progress) -> None:
@@ -248,6 +252,9 @@ class RankRun:
                 return verdict
             if verdict == "taken back":
                 continue
+            if self._outer is not None:
+                self._told.phase("save", self.step)  # it waits for other islands, not for ranks
+                self._outer.after_step(self._engine, self.step)
             self._loss += torch.tensor([self._global_loss, self._global_counted], dtype=torch.float64)
             last = self.step == self._plan.steps
             if due or save or last or pause:

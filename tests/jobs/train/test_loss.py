@@ -185,18 +185,18 @@ def _rank(rank: int, folder: str) -> None:
                 torch.device("cpu"),
             )
             losses = []
-            for step in range(4):
+            for _ in range(3):
                 # Ranks carry unequally many labels: they must still meet in the same collectives.
-                micro = [ids_of(rank, step, part) for part in range(2)]
+                micro = [ids_of(rank, part) for part in range(2)]
                 losses.append(float(engine.step(micro, lr=3e-3, counted_tokens=8 * 19)))
-            losses.append(float(engine.loss([ids_of(rank, 9, 0)])[0]))
+            losses.append(float(engine.loss([ids_of(rank, 2)])[0]))
             found[way, stage] = losses
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def ids_of(rank: int, step: int, part: int) -> Batch:
-    ids, labels, positions = batch_of(2, 600, seed=step * 10 + part * 2 + rank)
+def ids_of(rank: int, part: int) -> Batch:
+    ids, labels, positions = batch_of(2, 600, seed=part * 2 + rank)
     if rank:
         labels[:, 12:] = -100
     return Batch(ids.numpy(), labels.numpy(), positions.numpy(), np.ones_like(ids.numpy()))
@@ -210,4 +210,4 @@ def test_two_ranks_learn_the_same_at_every_zero_stage_as_with_full_logits(tmp_pa
         for stage in range(4):
             assert found["chunked", stage] == pytest.approx(found["plain", stage], rel=2e-5)
             assert found["chunked", stage] == pytest.approx(found["chunked", 0], rel=1e-4)
-        assert found["chunked", 0][3] < found["chunked", 0][0]
+        assert found["chunked", 0][2] < 0.95 * found["chunked", 0][0]
