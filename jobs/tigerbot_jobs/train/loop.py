@@ -45,6 +45,7 @@ Why = Literal["done", "pause", "rollback", "stop"]
 _SAVE_SHARE = 0.03  # of the time may go into checkpoints when their interval is `auto`
 _SAVE_FLOOR_S = 30.0
 _REPLICAS_EVERY = 200  # steps: at 5 GB/s a thousandth of the time
+_ROWS_KEPT = 32  # more than a heartbeat has between two
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,23 @@ class WorkerJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a state knows beside the weights. `voided` steps were taken back and count without an update."""
+    """What a state knows beside the weights.
+
+    `voided` steps were taken back and count without an update. `rows` are the last ones logged: whoever was to hand them
+    on may have died with the steps they tell of.
+    """
 
     step: int
     voided: tuple[int, ...] = ()
     guard: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
 
     def as_extra(self) -> dict[str, Any]:
-        return {"voided": list(self.voided), "guard": self.guard}
+        return {"voided": list(self.voided), "guard": self.guard, "rows": list(self.rows)}
 
     @classmethod
     def of(cls, step: int, extra: dict[str, Any]) -> Progress:
-        return cls(step, tuple(extra.get("voided", ())), dict(extra.get("guard", {})))
+        return cls(step, tuple(extra.get("voided", ())), dict(extra.get("guard", {})), tuple(extra.get("rows", ())))
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,11 @@ class RankRun:
         self._peak = prepared.peak_flops(engine.precision) * self._world_size
         self._flops = flops_per_token(engine.model, self._spec.data.sequence_length)
         told.phase("restore", 0)
+        self._rows: list[Row] = []
         self._began_with(keep.restore(engine))
+        if self._rank == 0:
+            for row in self._rows:
+                told.log(row)
         self._outer = outer_of(self._spec, plan.steps)
         if self._outer is not None:
             self.step = self._outer.join(engine, self.step)
@@ -240,6 +250,7 @@ class RankRun:
     def _began_with(self, progress: Progress) -> None:
         self.step, self._voided = progress.step, set(progress.voided)
         self._agreed_at = progress.step
+        self._rows = list(progress.rows)
         if self._guard is not None and progress.guard:
             skips = self._guard.skips  # what the hub says is skipped, it has said since that state was kept
             self._guard.restore(newest([progress.guard, self._guard.state()]), step=progress.step)
@@ -267,9 +278,9 @@ class RankRun:
                 self._outer.after_step(self._engine, self.step)
             self._loss += torch.tensor([self._global_loss, self._global_counted], dtype=torch.float64)
             last = self.step == self._plan.steps
+            spent.eval_s = self._report(lr)  # before the snapshot: what is not logged when it counts never will be
             if due or save or last or pause:
                 spent.snapshot_s = self._snapshot(save=save or last)
-            spent.eval_s = self._report(lr)
             self._told.step_done(spent.row(self.step, time.perf_counter() - began, self._tokens(1)), self._engine.own_s)
             self._told.after_step()
             if self.step % _REPLICAS_EVERY == 0 and (odd := self._compare_replicas()) is not None:
@@ -348,7 +359,7 @@ class RankRun:
         if before is None:
             return Outcome("stop", self.step, f"{verdict.evidence}, and there is no state from before it")
         state = self._guard.state()
-        self._began_with(Progress(before.step, (*sorted({*self._voided, at}),)))
+        self._began_with(replace(before, voided=(*sorted({*self._voided, at}),), guard={}))
         self._guard.restore(state, step=at + 1)
         while self.step in self._voided:
             self.step += 1
@@ -377,7 +388,7 @@ class RankRun:
         began = time.perf_counter()
         self._told.phase("snapshot", self.step)
         guard = self._guard.state() if self._guard else {}
-        progress = Progress(self.step, tuple(sorted(self._voided)), guard)
+        progress = Progress(self.step, tuple(sorted(self._voided)), guard, tuple(self._rows))
         self._keep.snapshot(self._engine, progress, save=save)
         return time.perf_counter() - began
 
@@ -392,6 +403,7 @@ class RankRun:
         if validate:
             self._told.phase("eval", self.step)
             row["validation_loss"] = self._held_out()
+        self._rows = [*self._rows[1 - _ROWS_KEPT :], row]
         if self._rank == 0:
             self._told.log(row)
         self._loss.zero_()

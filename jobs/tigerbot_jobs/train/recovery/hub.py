@@ -321,7 +321,8 @@ class Hub:
             self._slow.add(worker, own_s)
         if pulse.steps:
             self._step = int(pulse.steps[-1][0])
-            self._steps_since_fault += len(pulse.steps)
+            # New ones only: between a state and a bug there may be steps that are done again each time.
+            self._steps_since_fault += sum(row[0] > self._furthest for row in pulse.steps)
             self._furthest = max(self._furthest, self._step)
             self._log(
                 "steps",
