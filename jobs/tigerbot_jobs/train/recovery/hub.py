@@ -133,6 +133,7 @@ class Hub:
         self._leaving = False  # persist, then stop: Ctrl-C, or the end
         self._formed_at = 0.0
         self._verdict: Verdict | None = None
+        self._kept = False  # the newest state is in storage: shared memory may be cleared
         self._finished = threading.Event()
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -202,7 +203,7 @@ class Hub:
                 await asyncio.sleep(_TICK_S)
                 self._tick()
             for peer in (*self._workers.values(), *self._keepers.values()):
-                peer.send(say.Stop(self._verdict.reason))
+                peer.send(say.Stop(say.KEPT if self._kept else self._verdict.reason))
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(peer.writer.drain(), 1)
             self._finished.set()
@@ -661,7 +662,7 @@ class Hub:
         self._spawn(self._leave_when_kept())
 
     async def _leave_when_kept(self) -> None:
-        await self._persister.settled(timeout_s=15)
+        self._kept = not await self._persister.settled(timeout_s=15)
         self._conclude(Verdict("killed"))
 
     async def _keep_then(self, verdict: Verdict) -> None:
@@ -672,6 +673,7 @@ class Hub:
             about = {"step": one.step, "world_size": one.world_size, "zero_stage": one.zero_stage}
             self._persister.keep_shards(shards, self._header | about)
             await self._persister.settled(timeout_s=60)
+        self._kept = bool(shards) and self._persister.kept_step >= shards[0].step
         self._conclude(verdict)
 
     def _ask_for_snapshot(self) -> None:
@@ -685,6 +687,7 @@ class Hub:
         if problem:
             self._conclude(Verdict("failed", {"type": "StorageError", "what": problem, "where": "", "fix": ""}))
         else:
+            self._kept = True
             self._conclude(Verdict("done"))
 
     def _conclude(self, verdict: Verdict) -> None:
