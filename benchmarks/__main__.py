@@ -13,6 +13,7 @@ NAMES = (
     "token_reading",
     "simulator",
     "training_step",
+    "training_recovery",
     "resume",
     "resume_resized",
     "snapshot_stall",

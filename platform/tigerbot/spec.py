@@ -156,6 +156,7 @@ class FaultTolerance(Part):
     silence_s: Annotated[Real, Field(ge=1)] = 5.0
     max_failures: Annotated[int, Field(ge=-1)] = -1
     price_per_card_hour: Annotated[Real, Field(ge=0)] | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
 
 
 class Islands(Part):
