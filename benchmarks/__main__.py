@@ -13,11 +13,13 @@ NAMES = (
     "token_reading",
     "simulator",
     "training_step",
+    "training_recovery",
     "resume",
     "resume_resized",
     "snapshot_stall",
     "loss_memory",
     "adam8bit",
+    "islands",
     "ensemble_decode",
 )
 

@@ -156,6 +156,34 @@ class FaultTolerance(Part):
     silence_s: Annotated[Real, Field(ge=1)] = 5.0
     max_failures: Annotated[int, Field(ge=-1)] = -1
     price_per_card_hour: Annotated[Real, Field(ge=0)] | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+
+
+class Islands(Part):
+    """Groups of workers that meet every `every` steps at an outer server (DiLoCo), in place of at every step.
+
+    `count` islands share `train.tokens`; each has `scale.workers` workers and its own batches of `batch_tokens`.
+    `server`: where the server listens when islands are on several machines; `here`: the islands that this command
+    starts (all when absent); `member`: this run is that island. The secret is in TIGER_ISLANDS_SECRET.
+    """
+
+    count: Annotated[Count, Field(le=1024)] = 2
+    every: Count = 20
+    outer_lr: Annotated[Real, Field(gt=0, le=10)] = 0.7
+    outer_momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    quantize: Literal["int8", "none"] = "int8"
+    overlap: bool = False
+    deadline_s: Annotated[Real, Field(gt=0)] | Literal["auto"] = "auto"
+    server: Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")] | None = None
+    here: list[int] | None = None
+    member: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Islands:
+        for island in (*(self.here or ()), *([] if self.member is None else [self.member])):
+            if not 0 <= island < self.count:
+                raise ValueError(f"wants islands 0..{self.count - 1}; got {island}")
+        return self
 
 
 class Job(Part):
@@ -222,6 +250,7 @@ class TrainSpec(Job):
     deepspeed: dict[str, Any] = {"zero_stage": 2}
     scale: Scale = Scale()
     fault_tolerance: FaultTolerance = FaultTolerance()
+    islands: Islands | None = None
     register_as: str | None = None
 
 
@@ -495,7 +524,10 @@ Spec = CorpusSpec | TrainSpec | HeadsSpec | SweepSpec | ServeSpec | EvalSpec | S
 KINDS: dict[str, type[Job]] = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(Spec)}
 
 # What a run may change without becoming another run: where it runs, how it survives, where it reports.
-_NOT_IDENTITY = {"scale", "fault_tolerance", "tracking", "storage"}
+_NOT_IDENTITY: dict[str, Any] = {
+    **dict.fromkeys(("scale", "fault_tolerance", "tracking", "storage"), True),
+    "islands": {"server", "here", "deadline_s"},
+}
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -557,7 +589,7 @@ def spec_hash(spec: Spec) -> str:
 def spec_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The identity fields that differ between two dumped specs, with both values."""
     before, after = flat(old), flat(new)
-    keys = [key for key in sorted({*before, *after}) if key.split(".")[0] not in _NOT_IDENTITY]
+    keys = [key for key in sorted({*before, *after}) if _NOT_IDENTITY.get(key.split(".")[0]) is not True]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 

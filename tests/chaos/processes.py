@@ -56,6 +56,11 @@ class Leashed:
             return [process for process in found if "leash.py" not in command_line(process)]
         return []
 
+    @property
+    def ended(self) -> bool:
+        """Whether the command itself has."""
+        return bool(self._said)
+
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 

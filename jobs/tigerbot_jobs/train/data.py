@@ -1,7 +1,8 @@
 """What a rank reads: its part of every global batch. The whole state of reading is one integer, the step.
 
-Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size; it is cut into micro
-batches, and rank r of w takes the r-th contiguous part of them. This module knows nothing about models or optimizers.
+Global batch s is sequences `s * B .. (s + 1) * B` of the mixture's order whatever the world size (on island i of n it is
+batch s * n + i of that order); it is cut into micro batches, and rank r of w takes the r-th contiguous part of them. This
+module knows nothing about models or optimizers.
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ class BatchPlan:
         micro: of one forward pass, at most.
         micro_steps: forward passes of every rank in one step. Where the ranks do not divide the batch some of these
             are empty: every rank must take part in every reduction.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run (of each island, where there are several).
+        island: which of the `islands` this is.
     """
 
     sequences: int
     micro: int
     micro_steps: int
     steps: int
+    island: int = 0
+    islands: int = 1
+
+    def first_sequence(self, step: int) -> int:
+        """Where global batch `step` begins: islands take the batches of the one order in turn."""
+        return (step * self.islands + self.island) * self.sequences
 
     def spans(self, rank: int, world_size: int) -> list[tuple[int, int]]:
         """(first sequence of the global batch, how many) of every micro batch of a rank, contiguous over the ranks."""
@@ -67,7 +75,9 @@ def plan_batches(spec: TrainSpec, world_size: int) -> BatchPlan:
         )
     micro = min(loop.micro_batch, sequences // world_size)
     micro_steps = math.ceil(math.ceil(sequences / micro) / world_size)
-    return BatchPlan(sequences, micro, micro_steps, max(1, round(loop.tokens / (sequences * length))))
+    islands, island = (spec.islands.count, spec.islands.member or 0) if spec.islands else (1, 0)
+    steps = max(1, round(loop.tokens / (sequences * length * islands)))
+    return BatchPlan(sequences, micro, micro_steps, steps, island, islands)
 
 
 class TrainingData:
@@ -105,7 +115,7 @@ class TrainingData:
 
     def micro_batches(self, index: int, plan: BatchPlan, rank: int, world_size: int) -> list[Batch]:
         """A rank's part of global batch `index`, in `plan.micro_steps` micro batches."""
-        begin = index * plan.sequences
+        begin = plan.first_sequence(index)
         return [
             self._mixture.batch(begin + first, count) if count else _nothing(self._mixture.batch(begin, 1))
             for first, count in plan.spans(rank, world_size)

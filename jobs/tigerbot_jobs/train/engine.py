@@ -26,7 +26,8 @@ from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble, shards_read
-from tigerbot_jobs.train.shard import ShardMeta
+from tigerbot_jobs.train.shard import ShardMeta, Slice
+from tigerbot_jobs.train.watch.checksums import replica_digest
 
 Phase = Callable[[str], None]
 
@@ -134,6 +135,21 @@ class Engine:
     def restore(self, shards: Sequence[ShardMeta], read: Read) -> None:
         """Collective. Put in a state that was cut for any world size and ZeRO stage; see `reshard`."""
         assemble(self._ds, shards, read)
+
+    def slices(self) -> list[Slice]:
+        """Which parts of which parameters the state's flat tensors hold."""
+        return list(self._slices)
+
+    def replica_digests(self) -> Tensor:
+        """Collective. A digest of the weights of every rank, in order of rank; they agree below ZeRO 3."""
+        mine = replica_digest(self._ds.module.parameters()).reshape(1).to(self.device)
+        found = [torch.zeros_like(mine) for _ in range(self._world_size)]
+        dist.all_gather(found, mine)
+        return torch.cat(found)
+
+    def settle(self, *, step: int) -> None:
+        """Collective. What was written into `state` counts from now on, `step` steps done."""
+        zero_state.settle(self._ds, step=step)
 
     @property
     def zero_stage(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from tigerbot.tokens import TokenShards
 from tigerbot.tracking import track
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
 from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.exporter import Exporter, Live
+from tigerbot_jobs.train.goodput import LiveAccount, account, as_metrics
+from tigerbot_jobs.train.islands.run import run_islands
+from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.loop import WorkerJob, threads_of
 from tigerbot_jobs.train.metrics import Row, append_row, read_rows
 from tigerbot_jobs.train.model import tokenizer_folder
@@ -33,24 +39,32 @@ _KEEP_MEMORY = {
 }
 
 
+LEDGER = "ledger.jsonl"
+
+
 def run(run: Run) -> dict[str, Any]:
     """Train; write `model/`, `metrics.jsonl` and checkpoints into the run's folder."""
     spec = run.spec
     assert isinstance(spec, TrainSpec)
     job = _checked(run, spec)
+    if spec.islands is not None and spec.islands.member is None:
+        return run_islands(run, job)
     tracker, tracked = track(run)
     cluster = connect(None, num_cpus=_local_cpus(spec))
     try:
         slots = _slots(spec)
-        with stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
+        rows: list[Row] = []
+        with _exporter(job, rows), stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
 
             def on_row(row: Row) -> None:
                 append_row(run.folder / "metrics.jsonl", row)
+                rows[:] = [row]
                 tracked.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
                 shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
 
             _supervise(job, on_row, slots, "127.0.0.1" if cluster.started_here else own_node_address())
         result = _result(run)
+        tracked.log(_goodput(run), step=result["steps"])
         if spec.register_as:
             tracked.register(spec.register_as, run.folder / "model")
         tracked.finish()
@@ -151,6 +165,32 @@ def _supervise(job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: 
         raise
     finally:
         supervised.close()
+
+
+def _goodput(run: Run) -> dict[str, float]:
+    """Where the time went, as metrics."""
+    return {
+        name: value
+        for name, value in as_metrics(account(read_events(run.folder / LEDGER))).items()
+        if math.isfinite(value)
+    }
+
+
+def _exporter(job: WorkerJob, rows: list[Row]) -> AbstractContextManager[Any]:
+    """Prometheus, where the spec names a port; `rows` holds the last metrics row."""
+    port = job.spec.fault_tolerance.metrics_port
+    if port is None:
+        return nullcontext()
+    ledger = LiveAccount(Path(job.folder) / LEDGER)
+
+    def live() -> Live:
+        row = rows[-1] if rows else {}
+        about = (row.get("loss", math.nan), row.get("tokens_per_second", math.nan))
+        return Live(ledger.now(until=time.time()), int(row.get("step", 0)), *about)
+
+    exporter = Exporter(live, port=port)
+    print(f"  metrics at {exporter.url}", flush=True)
+    return exporter
 
 
 def _local_cpus(spec: TrainSpec) -> int:

@@ -32,16 +32,20 @@ from tigerbot_jobs.train.engine import (
     peak_flops,
     trained_module,
 )
+from tigerbot_jobs.train.islands.sync import outer_of
 from tigerbot_jobs.train.metrics import Row, append_row
 from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
 from tigerbot_jobs.train.reshard import Read
 from tigerbot_jobs.train.schedule import learning_rate
 from tigerbot_jobs.train.shard import ShardMeta
-from tigerbot_jobs.train.watch.guard import LossGuard, Rollback, Skip, Stop
+from tigerbot_jobs.train.watch.checksums import vote
+from tigerbot_jobs.train.watch.guard import LossGuard, Rollback, Skip, Stop, newest
 
 Why = Literal["done", "pause", "rollback", "stop"]
 _SAVE_SHARE = 0.03  # of the time may go into checkpoints when their interval is `auto`
 _SAVE_FLOOR_S = 30.0
+_REPLICAS_EVERY = 200  # steps: at 5 GB/s a thousandth of the time
+_ROWS_KEPT = 32  # more than a heartbeat has between two
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,23 @@ class WorkerJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a state knows beside the weights. `voided` steps were taken back and count without an update."""
+    """What a state knows beside the weights.
+
+    `voided` steps were taken back and count without an update. `rows` are the last ones logged: whoever was to hand them
+    on may have died with the steps they tell of.
+    """
 
     step: int
     voided: tuple[int, ...] = ()
     guard: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
 
     def as_extra(self) -> dict[str, Any]:
-        return {"voided": list(self.voided), "guard": self.guard}
+        return {"voided": list(self.voided), "guard": self.guard, "rows": list(self.rows)}
 
     @classmethod
     def of(cls, step: int, extra: dict[str, Any]) -> Progress:
-        return cls(step, tuple(extra.get("voided", ())), dict(extra.get("guard", {})))
+        return cls(step, tuple(extra.get("voided", ())), dict(extra.get("guard", {})), tuple(extra.get("rows", ())))
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,10 @@ class Told(Protocol):
 
     def paused(self) -> bool:
         """Whether the rank is to leave at the next step boundary."""
+        ...
+
+    def after_step(self) -> None:
+        """At a step boundary: time for what somebody asked for."""
         ...
 
 
@@ -224,13 +237,25 @@ class RankRun:
         self._peak = prepared.peak_flops(engine.precision) * self._world_size
         self._flops = flops_per_token(engine.model, self._spec.data.sequence_length)
         told.phase("restore", 0)
+        self._rows: list[Row] = []
         self._began_with(keep.restore(engine))
+        if self._rank == 0:
+            for row in self._rows:
+                told.log(row)
+        self._outer = outer_of(self._spec, plan.steps)
+        if self._outer is not None:
+            self.step = self._outer.join(engine, self.step)
         self._logged_at, self._logged_step = time.monotonic(), self.step
 
     def _began_with(self, progress: Progress) -> None:
         self.step, self._voided = progress.step, set(progress.voided)
+        self._agreed_at = progress.step
+        self._rows = list(progress.rows)
         if self._guard is not None and progress.guard:
-            self._guard.restore(progress.guard, step=progress.step)
+            skips = self._guard.skips  # what the hub says is skipped, it has said since that state was kept
+            self._guard.restore(newest([progress.guard, self._guard.state()]), step=progress.step)
+            for first, last in skips.intervals:
+                self._guard.skips = self._guard.skips.add(first, last)
         self._loss = torch.zeros(2, dtype=torch.float64)
         self._batches: list[Batch] = []
         self._counted = 0
@@ -248,15 +273,26 @@ class RankRun:
                 return verdict
             if verdict == "taken back":
                 continue
+            if self._outer is not None:
+                self._told.phase("save", self.step)  # it waits for other islands, not for ranks
+                self._outer.after_step(self._engine, self.step)
             self._loss += torch.tensor([self._global_loss, self._global_counted], dtype=torch.float64)
             last = self.step == self._plan.steps
+            spent.eval_s = self._report(lr)  # before the snapshot: what is not logged when it counts never will be
             if due or save or last or pause:
                 spent.snapshot_s = self._snapshot(save=save or last)
-            spent.eval_s = self._report(lr)
             self._told.step_done(spent.row(self.step, time.perf_counter() - began, self._tokens(1)), self._engine.own_s)
+            self._told.after_step()
+            if self.step % _REPLICAS_EVERY == 0 and (odd := self._compare_replicas()) is not None:
+                return odd
             if pause and not last:
                 return Outcome("pause", self.step)
         return Outcome("done", self.step)
+
+    @property
+    def batch(self) -> int:
+        """The global batch that the next step takes."""
+        return self._guard.skips.data_index(self.step) if self._guard else self.step
 
     def finish(self) -> None:
         """Write the model and its numbers."""
@@ -286,8 +322,7 @@ class RankRun:
         self._told.phase("data", self.step)
         self._batches = []
         if self.step < self._plan.steps:
-            index = self._guard.skips.data_index(self.step) if self._guard else self.step
-            self._batches = self._prepared.data.micro_batches(index, self._plan, self._rank, self._world_size)
+            self._batches = self._prepared.data.micro_batches(self.batch, self._plan, self._rank, self._world_size)
         return time.perf_counter() - began
 
     def _agree(self, loss: torch.Tensor | None) -> tuple[bool, bool, bool]:
@@ -324,7 +359,7 @@ class RankRun:
         if before is None:
             return Outcome("stop", self.step, f"{verdict.evidence}, and there is no state from before it")
         state = self._guard.state()
-        self._began_with(Progress(before.step, (*sorted({*self._voided, at}),)))
+        self._began_with(replace(before, voided=(*sorted({*self._voided, at}),), guard={}))
         self._guard.restore(state, step=at + 1)
         while self.step in self._voided:
             self.step += 1
@@ -332,11 +367,28 @@ class RankRun:
         self._agree(None)
         return "taken back"
 
+    def _compare_replicas(self) -> Outcome | None:
+        """Below ZeRO 3 every rank holds the same weights after a step, bit for bit: one that does not has bad memory."""
+        if self._guard is None or self._world_size == 1 or self._engine.zero_stage == 3:
+            return None
+        self._told.phase("agree", self.step)
+        found = vote(self._engine.replica_digests())
+        if found.agree:
+            self._agreed_at = self.step
+            return None
+        if self._rank == 0:
+            rank = found.odd[0] if len(found.odd) == 1 else -1
+            self._told.say(
+                "fault_seen", fault="corruption", rank=rank, node="", step=self.step, evidence=found.evidence
+            )
+        back = Rollback(self._agreed_at, (-1, -1), 1.0, found.evidence)
+        return Outcome("rollback", self.step, found.evidence, back)
+
     def _snapshot(self, *, save: bool) -> float:
         began = time.perf_counter()
         self._told.phase("snapshot", self.step)
         guard = self._guard.state() if self._guard else {}
-        progress = Progress(self.step, tuple(sorted(self._voided)), guard)
+        progress = Progress(self.step, tuple(sorted(self._voided)), guard, tuple(self._rows))
         self._keep.snapshot(self._engine, progress, save=save)
         return time.perf_counter() - began
 
@@ -351,6 +403,7 @@ class RankRun:
         if validate:
             self._told.phase("eval", self.step)
             row["validation_loss"] = self._held_out()
+        self._rows = [*self._rows[1 - _ROWS_KEPT :], row]
         if self._rank == 0:
             self._told.log(row)
         self._loss.zero_()
@@ -431,6 +484,9 @@ class _File:
 
     def paused(self) -> bool:
         return False
+
+    def after_step(self) -> None:
+        pass
 
     def log(self, row: Row) -> None:
         append_row(self._path, row)

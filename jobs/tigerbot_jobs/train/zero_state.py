@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tigerbot.errors import SpecError
+from tigerbot_jobs.train.adam8bit import AdamW8bit, as_float, put_moments
 from tigerbot_jobs.train.shard import Slice
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,8 +52,7 @@ def read_state(engine: Any) -> dict[str, Tensor]:
     for group, (master, adam) in enumerate(_flats(engine)):
         state[f"{group}.master"] = master.detach().view(-1)
         for name in MOMENTS:
-            moment = adam.get(name)
-            state[f"{group}.{name}"] = torch.zeros_like(master).view(-1) if moment is None else moment.view(-1)
+            state[f"{group}.{name}"] = _moment(master, adam, name)
         state[f"{group}.step"] = torch.as_tensor(adam.get("step", 0.0), dtype=torch.float32).view(1)
     return state
 
@@ -62,13 +62,15 @@ def writable_state(engine: Any) -> dict[str, Tensor]:
     """As `read_state`, to be written into: the moments exist, and padding is zero. `settle` when it is written."""
     for master, adam in _flats(engine):
         for name in MOMENTS:
-            if name not in adam:
+            if name not in adam and not isinstance(_adam(engine), AdamW8bit):
                 adam[name] = torch.empty_like(master, requires_grad=False)
         if not isinstance(adam.get("step"), Tensor):
             # Fused Adam wants its step count on the device.
             adam["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
     state = read_state(engine)
     _clear_padding(state, slices(engine), PARTS)
+    if isinstance(_adam(engine), AdamW8bit):
+        engine.tiger_written = state  # `settle` rounds the moments to 8 bits again
     return state
 
 
@@ -83,6 +85,9 @@ def clear_padding(engine: Any) -> None:
 @torch.no_grad()
 def settle(engine: Any, *, step: int, skipped: int = 0) -> None:
     """Collective. Carry a state that was written over into the weights, and set the counters to `step` steps done."""
+    written = engine.__dict__.pop("tiger_written", None)
+    if written is not None:
+        _put_small_moments(engine, written)
     _refresh_weights(engine)
     engine.global_steps = step
     # Decides where DeepSpeed ends an accumulation.
@@ -142,6 +147,29 @@ def _plain(optimizer: Any) -> bool:
 
 def _unknown(what: str, fix: str) -> SpecError:
     return SpecError(f"{what}, whose state cannot be kept", where="deepspeed", fix=fix)
+
+
+def _adam(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that holds the moments."""
+    zero = engine.optimizer
+    return zero if isinstance(zero, torch.optim.Optimizer) else zero.optimizer
+
+
+def _moment(master: Tensor, adam: dict[str, Any], name: str) -> Tensor:
+    """A moment as float32: its own memory, or what its 8 bits stand for."""
+    if name in adam:
+        return adam[name].view(-1)
+    if f"{name}.codes" in adam:
+        return as_float(adam, name, 0, master.numel())
+    return torch.zeros_like(master).view(-1)
+
+
+def _put_small_moments(engine: Any, state: dict[str, Tensor]) -> None:
+    adam = _adam(engine)
+    groups = {id(flat): group for group in adam.param_groups for flat in group["params"]}
+    for index, (master, _) in enumerate(_flats(engine)):
+        found = {name: state[f"{index}.{name}"] for name in MOMENTS} | {"step": state[f"{index}.step"].view(())}
+        put_moments(adam, master, groups[id(master)], found)
 
 
 def _flats(engine: Any) -> list[tuple[Tensor, dict[str, Any]]]:

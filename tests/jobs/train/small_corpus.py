@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from tigerbot.runner import run_spec
 from tigerbot.spec import TrainSpec, parse_spec
 from tigerbot_jobs.data import creative
+from tigerbot_jobs.train.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,14 @@ def kill_driver(process: subprocess.Popen) -> None:
 
 
 def fingerprint(raw: dict[str, Any], step: int = 12) -> dict[str, str]:
-    """SHA-256 of every rank's state in a checkpoint."""
+    """SHA-256 of every rank's weights and moments in a checkpoint; not of what its header tells of the way there."""
     folder = Path(raw["storage"]["uri"]) / raw["name"] / f"checkpoints/step-{step:08d}"
-    files = json.loads((folder / "MANIFEST.json").read_text())["files"]
-    return {file["path"]: file["sha256"] for file in files if file["path"].startswith("rank")}
+    names = [file["path"] for file in json.loads((folder / "MANIFEST.json").read_text())["files"]]
+    return {name: _digest(Shard.open(folder / name)) for name in sorted(names) if name.startswith("rank")}
+
+
+def _digest(shard: Shard) -> str:
+    digest = hashlib.sha256(f"{shard.meta.step} {shard.meta.rank} of {shard.meta.world_size}".encode())
+    for name in sorted(shard.names()):
+        digest.update(name.encode() + shard.array(name).tobytes())
+    return digest.hexdigest()

@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Meet
+from tigerbot_jobs.train.zero_state import forget_ranks
 
 MEET_S = 60.0
 
@@ -76,19 +77,8 @@ class Group:
             if dist.is_initialized():
                 dist.destroy_process_group()
         self._store = None
-        forget_group()
+        forget_ranks()
         gc.collect()
-
-
-def forget_group() -> None:
-    """Reset what DeepSpeed 0.19 keeps of a process group in globals; the next `init_distributed` begins anew."""
-    import deepspeed.comm.comm
-    import deepspeed.utils.groups as groups
-
-    deepspeed.comm.comm.cdb = None
-    for name, value in list(vars(groups).items()):
-        if name.startswith("_") and name.strip("_").isupper() and (value is None or not isinstance(value, str | int)):
-            setattr(groups, name, {} if isinstance(value, dict) else None)
 
 
 def use_interface_of(address: str) -> None:

@@ -25,8 +25,10 @@ from tigerbot_jobs.train.recovery.rendezvous import Generation, Phase, Rendezvou
 from tigerbot_jobs.train.watch.beats import Beat
 from tigerbot_jobs.train.watch.bugs import BugKey, BugMemory
 from tigerbot_jobs.train.watch.hangs import Hang, HangWatch
+from tigerbot_jobs.train.watch.stragglers import Mark, SlowRanks, confirm
 
 _TICK_S = 0.05
+_CHECK_S = 0.25  # the watch looks at every member
 _HELLO_S = 10.0
 
 
@@ -84,6 +86,8 @@ class Hub:
         ledger: where everything is written down.
         persister: keeps snapshots in storage, and finds what is there.
         on_row: of every metrics row that rank 0 logs; called from the hub's thread.
+        on_fault: (node, kind, evidence) of every fault that has a node: whether that node is to be kept out from now on.
+        on_event: of what a person may want to hear: rollback, stop; called from the hub's thread, must not block.
         on_node: a node was seen for the first time and wants a keeper; called from the hub's thread, must not block.
     """
 
@@ -95,11 +99,18 @@ class Hub:
         *,
         on_row: Callable[[dict[str, Any]], None],
         on_node: Callable[[say.Hello], None],
+        on_fault: Callable[[str, str, str], bool] = lambda node, kind, evidence: False,
+        on_event: Callable[[str, str], None] = lambda event, detail: None,
         generation: int = 0,
         history: list[Restored] | None = None,
     ) -> None:
         self._settings, self._ledger, self._persister = settings, ledger, persister
-        self._on_row, self._on_node = on_row, on_node
+        self._on_row, self._on_node, self._on_fault, self._on_event = on_row, on_node, on_fault, on_event
+        self._slow = SlowRanks()
+        self._probes: dict[str, float] = {}
+        self._suspects: dict[str, str] = {}  # slow by their own times, until a probe says more
+        self._kept_out: set[str] = set()
+        self._checked_at = 0.0
         self._rendezvous = Rendezvous(settings.low, settings.high, generation)
         self._full = min(settings.high, settings.expected)  # what the cluster can hold
         self._history = list(history or [])
@@ -149,6 +160,12 @@ class Hub:
         """The verdict, if there is one within `timeout_s`."""
         self._finished.wait(timeout_s)
         return self._verdict
+
+    def node_going(self, ray_node: str, source: str, deadline_s: float) -> None:
+        """Ray, or whoever knows, says that a node will go."""
+        names = {one.hello.node for one in self._workers.copy().values() if one.hello.ray_node == ray_node}
+        for node in names:
+            self._loop.call_soon_threadsafe(self._noticed, node, source, deadline_s)
 
     def leave(self) -> None:
         """Snapshot, persist, then stop: the run is to go on another time."""
@@ -222,6 +239,8 @@ class Hub:
             self._pair_keepers()
             return
         self._workers[hello.worker] = peer
+        if hello.node in self._kept_out:
+            self._rendezvous.bar(hello.worker)
         self._log("worker_joined", worker=hello.worker, host=hello.host, node=hello.node, pid=hello.pid)
         if hello.node not in self._nodes:
             self._nodes.add(hello.node)
@@ -278,9 +297,11 @@ class Hub:
             case say.Out():
                 self._member_out(peer, message)
             case say.Say():
-                self._log(message.kind, worker=worker, **message.about)
+                self._said(worker, message)
             case say.Noticed():
-                self._noticed(peer, message)
+                self._noticed(peer.hello.node, message.source, message.deadline_s)
+            case say.Probed() if self._rendezvous.is_member(worker, message.generation):
+                self._probed(worker, message.seconds)
             case say.Held() | say.Put() | say.Killed():
                 future = self._requests.pop(message.request, None)
                 if future is not None and not future.done():
@@ -296,9 +317,12 @@ class Hub:
         if self._rendezvous.phase is Phase.RUNNING:
             about = (worker, pulse.rank, pulse.generation, pulse.step, pulse.phase, pulse.seq)
             self._watch.beat(Beat(*about, in_phase_s=pulse.in_phase_s, cpu_s=pulse.cpu_s, node=peer.hello.node))
+        for _, own_s in pulse.own:
+            self._slow.add(worker, own_s)
         if pulse.steps:
             self._step = int(pulse.steps[-1][0])
-            self._steps_since_fault += len(pulse.steps)
+            # New ones only: between a state and a bug there may be steps that are done again each time.
+            self._steps_since_fault += sum(row[0] > self._furthest for row in pulse.steps)
             self._furthest = max(self._furthest, self._step)
             self._log(
                 "steps",
@@ -348,6 +372,8 @@ class Hub:
             tier, step, key, shards = "none", 0, "", []
         self._at_most = None
         self._watch.new_generation(generation.number, generation.members)
+        self._slow.new_generation(generation.members)
+        self._probes, self._suspects = {}, {}
         for rank, worker in enumerate(generation.members):
             peer = self._workers.get(worker)
             if peer is None:
@@ -442,18 +468,23 @@ class Hub:
         self._persister.undo()
         self._log("rollback", from_step=message.step, to_step=message.rollback_to, skip=message.skip)
         self._decide("rollback", message.text)
+        self._on_event("rollback", message.text)
         self._end("rollback")
 
     def _bug(self, peer: Peer, message: say.Out) -> None:
         self._fault("exception", peer.hello.worker, self._rank_of(peer.hello.worker), peer.hello.node, message.text)
         self._log("traceback", worker=peer.hello.worker, text=message.trace)
         exception, frame, step = message.key.rsplit("|", 2)
-        self._judge(BugKey(exception, frame, int(step)), message.text)
+        self._judge(BugKey(exception, frame, int(step)), message.text, message.batch)
 
-    def _judge(self, key: BugKey | None, text: str) -> None:
+    def _judge(self, key: BugKey | None, text: str, batch: int = -1) -> None:
         """After a fault: the next generation, unless it is a bug, or nothing gets further."""
         judged = self._bugs.failed(
-            key, batch=None, steps_since=self._steps_since_fault, furthest=self._furthest, line=text
+            key,
+            batch=batch if batch >= 0 else None,
+            steps_since=self._steps_since_fault,
+            furthest=self._furthest,
+            line=text,
         )
         self._steps_since_fault = 0
         if judged.action == "stop":
@@ -461,6 +492,9 @@ class Hub:
             error = {"type": "TigerError", "what": judged.evidence, "where": f"step {self._step}"}
             fix = "the ledger has its traceback; the same command goes on from there" if key else "see the ledger"
             self._spawn(self._keep_then(Verdict("failed", error | {"fix": fix})))
+        if judged.action == "quarantine":
+            self._skips.append([batch, batch])
+            self._decide("skip", judged.evidence)
         self._end("fault")
 
     _steps_since_fault = 0
@@ -471,6 +505,8 @@ class Hub:
         self._persister.fault()
         self._faulted_in = self._rendezvous.current.number
         self._log("fault_seen", fault=fault, worker=worker, rank=rank, node=node, step=self._step, evidence=evidence)
+        if fault not in ("preemption", "exception", "storage", "straggler"):
+            self._keep_out(worker, fault, evidence)
         limit = self._settings.max_failures
         if 0 <= limit < self._faults:
             what = f"training failed {self._faults} times, fault_tolerance.max_failures is {limit} (last: {evidence})"
@@ -480,8 +516,12 @@ class Hub:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for hang in self._watch.check() if self._rendezvous.phase is Phase.RUNNING else ():
-            self._hung(hang)
+        if self._rendezvous.phase is Phase.RUNNING and now - self._checked_at >= _CHECK_S:
+            self._checked_at = now
+            for hang in self._watch.check():
+                self._hung(hang)
+            for mark in self._slow.check():
+                self._slowed(mark)
         if self._rendezvous.awaited and now - self._ended_at > self._settings.out_wait_s:
             self._ended_at = now
             for worker in self._rendezvous.awaited:
@@ -511,7 +551,7 @@ class Hub:
         fault = {"node": "node", "partition": "partition", "collective": "partition", "shared": "storage"}
         rank = hang.rank if hang.rank is not None else -1
         self._fault(fault.get(hang.kind, "hang"), worker, rank, hang.node or "", hang.evidence)
-        if hang.kind in ("partition", "shared", "unheard"):
+        if hang.kind in ("partition", "shared", "unheard") and hang.times == 1:
             self._decide("wait", hang.evidence)  # ending a generation would not mend it
             return
         if self._rendezvous.phase is Phase.RUNNING:
@@ -539,19 +579,74 @@ class Hub:
             answer = await self._ask(keeper, lambda request: say.Kill(request, hello.pid, reason), 5.0)
             self._log("stacks", worker=hello.worker, stacks=answer.stacks[-4000:])
 
-    def _noticed(self, peer: Peer, notice: say.Noticed) -> None:
-        node = peer.hello.node
+    def _said(self, worker: str, message: say.Say) -> None:
+        """What a rank found out by itself: a step that was no number, a replica with other bits."""
+        about = dict(message.about)
+        if message.kind == "fault_seen":
+            members, rank = self._rendezvous.current.members, about.get("rank", -1)
+            about["worker"] = members[rank] if 0 <= rank < len(members) else worker
+            if about.get("fault") == "corruption" and 0 <= rank < len(members):
+                self._rendezvous.bar(members[rank])
+                self._keep_out(about["worker"], "corruption", about.get("evidence", ""))
+        self._log(message.kind, **({"worker": worker} | about))
+
+    def _slowed(self, mark: Mark) -> None:
+        """One sign is no proof: every member times the same piece of work, and that decides."""
+        if mark.signal == "individual" or mark.worker in self._suspects:
+            return
+        self._suspects[mark.worker], self._probes = mark.evidence, {}
+        for member in self._members():
+            member.send(say.Probe(self._rendezvous.current.number))
+
+    def _probed(self, worker: str, seconds: float) -> None:
+        self._probes[worker] = seconds
+        if not self._suspects or len(self._probes) < self._rendezvous.current.world_size:
+            return
+        for suspect, evidence in self._suspects.items():
+            found = confirm(suspect, self._probes)
+            if not found.confirmed:
+                self._decide("wait", f"{evidence}; {found.evidence}")
+                continue
+            peer = self._workers.get(suspect)
+            node = peer.hello.node if peer else ""
+            self._fault("straggler", suspect, self._rank_of(suspect), node, f"{evidence}; {found.evidence}")
+            if self._rendezvous.spares:
+                self._rendezvous.bar(suspect)
+                self._pause("straggler")
+        self._probes = {}
+
+    def _noticed(self, node: str, source: str, deadline_s: float) -> None:
+        """A node is about to go: its state is kept, and its workers give their ranks to others."""
         gone = [name for name, one in self._workers.items() if one.hello.node == node]
-        if peer.hello.role == "worker" and notice.source == "SIGTERM":
-            gone = [peer.hello.worker]
-        evidence = f"{notice.source}: {node} goes in {notice.deadline_s:.0f} s"
-        self._fault("preemption", gone[0] if gone else "", self._rank_of(gone[0]) if gone else -1, node, evidence)
+        if not gone or node in self._kept_out:
+            return
+        self._kept_out.add(node)
+        evidence = f"{source}: {node} goes in {deadline_s:.0f} s"
+        self._fault("preemption", gone[0], self._rank_of(gone[0]), node, evidence)
+        self._decide("persist", evidence)
+        self._persister.request()
+        others = [name for name in self._workers if name not in gone]
+        if len(others) < self._settings.low:
+            return  # nobody could take over: train on until it goes
         for worker in gone:
             self._rendezvous.bar(worker)
-        self._persister.request()
-        self._decide("persist", evidence)
         if any(self._rank_of(worker) >= 0 for worker in gone) and self._rendezvous.phase is Phase.RUNNING:
             self._pause("preemption")
+
+    def _keep_out(self, worker: str, fault: str, evidence: str) -> None:
+        """A node that fails repeatedly gets no ranks, unless there would be too few without it."""
+        peer = self._workers.get(worker)
+        node = peer.hello.node if peer else ""
+        if not node or not self._on_fault(node, fault, evidence):
+            return
+        others = [one for one in self._workers.values() if one.hello.node != node]
+        if len(others) < self._settings.low:
+            return
+        self._kept_out.add(node)
+        self._decide("quarantine", f"{node}: {evidence}")
+        for name, one in self._workers.items():
+            if one.hello.node == node:
+                self._rendezvous.bar(name)
 
     # The end.
 

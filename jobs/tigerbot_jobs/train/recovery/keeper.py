@@ -26,10 +26,12 @@ from tigerbot_jobs.train.checkpoint import file_of, persist_file
 from tigerbot_jobs.train.memory import Snapshot, read_snapshots, release
 from tigerbot_jobs.train.recovery import messages as say
 from tigerbot_jobs.train.recovery.link import Link
+from tigerbot_jobs.train.watch.notices import NoticeFile
 
 SHM = Path("/dev/shm")
 _MIRROR_S = 0.1
 _MIRRORS_KEPT = 2
+_NOTICE_S = 0.5
 _FETCH_LIMIT = 64 * 2**30
 
 
@@ -71,6 +73,7 @@ class Keeper:
         )
         self._link = Link(hub, hello, self._take)
         threading.Thread(target=self._mirror, daemon=True, name="mirror").start()
+        threading.Thread(target=self._await_notice, daemon=True, name="notice").start()
 
     def serve(self) -> str:
         """Until the hub stops it, or is gone; then shared memory is kept only if the run is to go on."""
@@ -152,6 +155,16 @@ class Keeper:
                         about = {name: getattr(meta, name) for name in names}
                         push_shard(peer, self._token, about | {"name": path.name}, image)
                         sent[path.name] = newest.step
+
+    # The end of this node.
+
+    def _await_notice(self) -> None:
+        file = NoticeFile(self._node)
+        while not self._end.wait(_NOTICE_S):
+            notice = file.read()
+            if notice is not None:
+                self._link.send(say.Noticed(notice.source, notice.deadline_s))
+                return
 
     # The stuck.
 

@@ -24,6 +24,7 @@ from tigerbot_jobs.train.recovery.messages import (
     Meet,
     Message,
     Pause,
+    Probe,
     Pulse,
     Save,
     Say,
@@ -66,7 +67,7 @@ class Link:
         self._rows: list[dict[str, Any]] = []
         self._over = 0  # generations up to this one are over
         self._pause = 0
-        self._save = 0
+        self._save = self._probe = 0
         self._break: Callable[[], None] | None = None
         self._closed = threading.Event()
         host, _, port = address.rpartition(":")
@@ -122,6 +123,11 @@ class Link:
     def save_wanted(self, generation: int) -> bool:
         """Whether the hub wants the next snapshot in storage; asked once, answered once."""
         wanted, self._save = self._save == generation, 0
+        return wanted
+
+    def probe_wanted(self, generation: int) -> bool:
+        """Whether the hub wants this rank's speed measured; asked once, answered once."""
+        wanted, self._probe = self._probe == generation, 0
         return wanted
 
     def over(self, generation: int) -> bool:
@@ -181,6 +187,8 @@ class Link:
             self._pause = max(self._pause, message.generation)
         elif isinstance(message, Save):
             self._save = message.generation
+        elif isinstance(message, Probe):
+            self._probe = message.generation
         if self._on_message is not None:
             self._on_message(message)
 

@@ -124,6 +124,7 @@ class Out:
     rollback_to: int = -1
     skip: list[int] | None = None
     guard: dict[str, Any] = field(default_factory=dict)
+    batch: int = -1  # the global batch a bug met
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,19 @@ class Save:
     """To rank 0: the next snapshot is to be kept in storage."""
 
     generation: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """To a member: time a fixed small piece of work at your next step boundary."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Probed:
+    generation: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -237,7 +251,7 @@ class Killed:
 
 
 Message = (
-    Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Stop
+    Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Probe | Probed | Stop
     | Look | Held | Persist | Put | Mirror | Kill | Killed
 )  # fmt: skip
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}

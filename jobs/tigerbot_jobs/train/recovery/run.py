@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -14,6 +15,7 @@ from typing import Any
 
 from tigerbot import errors
 from tigerbot.errors import TigerError
+from tigerbot.notify import notify
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
 from tigerbot_jobs.train.ledger import Ledger, read_events
@@ -24,8 +26,11 @@ from tigerbot_jobs.train.recovery.inventory import Restored
 from tigerbot_jobs.train.recovery.keeper import SHM, Keeper
 from tigerbot_jobs.train.recovery.messages import Hello
 from tigerbot_jobs.train.recovery.persist import Persister
+from tigerbot_jobs.train.watch.notices import draining_nodes
+from tigerbot_jobs.train.watch.quarantine import quarantine_of
 
 LEDGER = "ledger.jsonl"
+_DRAINS_S = 2.0
 
 
 class Supervised:
@@ -73,6 +78,8 @@ class Supervised:
             persister,
             on_row=on_row,
             on_node=self._start_keeper,
+            on_fault=self._quarantined,
+            on_event=self._tell,
             generation=generation,
             history=history,
         )
@@ -87,10 +94,12 @@ class Supervised:
             price_per_card_hour=tolerance.price_per_card_hour,
         )
         self._keepers: dict[str, Any] = {}
+        self._closed = threading.Event()
         self._job = replace(job, hub=self.hub.start(host), token=token, run_id=run_id)
         self._ledger.write("scheduled")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(HEALTH_CHECK_S))
         self._workers = Workers(self._job, count, environment)
+        threading.Thread(target=self._watch_drains, daemon=True, name="drains").start()
 
     def wait(self) -> None:
         """Until the run is done.
@@ -113,9 +122,25 @@ class Supervised:
         self.hub.wait(20)
 
     def close(self) -> None:
+        self._closed.set()
         self.hub.close()
         self._workers.join(10)
         self._ledger.close()
+
+    def _quarantined(self, node: str, kind: str, evidence: str) -> bool:
+        """Write a node's fault into the storage folder's history; whether the node is kept out now."""
+        return quarantine_of(self._folder.parent).add(node, kind, evidence) is not None
+
+    def _tell(self, event: str, detail: str) -> None:
+        spec = self._job.spec
+        threading.Thread(target=notify, args=(event, spec, detail), daemon=True, name="webhook").start()
+
+    def _watch_drains(self) -> None:
+        """With replica groups Ray's own watcher of preempted nodes is off: this is ours."""
+        while not self._closed.wait(_DRAINS_S):
+            with contextlib.suppress(Exception):  # Ray is shutting down
+                for node, deadline_s in draining_nodes().items():
+                    self.hub.node_going(node, "ray", deadline_s)
 
     def _start_keeper(self, hello: Hello) -> None:
         threading.Thread(target=self._keeper, args=(hello,), daemon=True, name=f"keeper-{hello.node}").start()

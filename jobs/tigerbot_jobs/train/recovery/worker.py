@@ -15,6 +15,7 @@ import socket
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from tigerbot_jobs.train.metrics import Row
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
 from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
 from tigerbot_jobs.train.recovery.link import Link
-from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Ready, Restored, Stop
+from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Probed, Ready, Restored, Stop
 from tigerbot_jobs.train.recovery.tier import Tier
 from tigerbot_jobs.train.watch.bugs import describe, is_communication_error
 from tigerbot_jobs.train.watch.guard import LossGuard
@@ -116,7 +117,7 @@ class Worker:
             began = time.monotonic()
             tier = Tier(prepared, form, self._link, self._folder, self._name, self._node)
             guard = _guard(form)
-            run = RankRun(prepared, engine, plan, tier, _Told(self._link, form.generation, tier), guard)
+            run = RankRun(prepared, engine, plan, tier, _Told(self._link, form.generation, tier, self._device), guard)
             self._link.send(Restored(form.generation, run.step, form.tier, time.monotonic() - began))
             outcome = run.train()
             if outcome.why == "done":
@@ -126,7 +127,8 @@ class Worker:
             prepared_again = not is_communication_error(error)
             if prepared_again:
                 prepared.forget_module()
-            return _failed(form.generation, run.step if run else form.step, error, self._link)
+            out = _failed(form.generation, run.step if run else form.step, error, self._link)
+            return replace(out, batch=run.batch) if run and out.why == "bug" else out
         finally:
             self._close(prepared, engine)
             group.leave()
@@ -143,8 +145,8 @@ class Worker:
 class _Told:
     """The hub is told."""
 
-    def __init__(self, link: Link, generation: int, tier: Tier) -> None:
-        self._link, self._generation, self._tier = link, generation, tier
+    def __init__(self, link: Link, generation: int, tier: Tier, device: torch.device) -> None:
+        self._link, self._generation, self._tier, self._device = link, generation, tier, device
 
     def phase(self, phase: str, step: int) -> None:
         self._link.phase(phase, step)
@@ -161,6 +163,22 @@ class _Told:
 
     def paused(self) -> bool:
         return self._link.paused(self._generation)
+
+    def after_step(self) -> None:
+        if self._link.probe_wanted(self._generation):
+            self._link.send(Probed(self._generation, probe_s(self._device)))
+
+
+def probe_s(device: torch.device) -> float:
+    """Seconds of a fixed small piece of work, the best of five: how fast this machine is, whatever the batch was."""
+    size = 384 if device.type == "cpu" else 2048
+    matrix = torch.full((size, size), 1.0 / size, device=device)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def rehearse(spec: TrainSpec, device: torch.device) -> None:
@@ -198,6 +216,8 @@ def _guard(form: Form) -> LossGuard:
     guard = LossGuard()
     if form.guard:
         guard.restore(form.guard, step=form.step)
+    for first, last in form.skips:
+        guard.skips = guard.skips.add(first, last)
     return guard
 
 
@@ -212,7 +232,7 @@ def _left(form: Form, outcome: Outcome, guard: LossGuard) -> Out:
         outcome.why,
         text=outcome.text,
         rollback_to=back.to if back else -1,
-        skip=list(back.skip) if back else None,
+        skip=list(back.skip) if back and back.skip[0] >= 0 else None,
         guard=guard.state() if back else {},
     )
 
