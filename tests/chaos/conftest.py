@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from network import Network, needs_network
+
+sys.path.append(str(Path(__file__).parents[1] / "jobs/train"))
+from small_corpus import Corpus, make_corpus
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +19,8 @@ def network() -> Iterator[Network]:
     needs_network()
     with Network() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))

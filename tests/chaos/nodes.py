@@ -24,7 +24,7 @@ from network import Network
 from processes import Driver, Leashed, Node, command_line, free_ports
 from watch import Watch
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.scratch / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",  # a machine with other things to do
             "TOKENIZERS_PARALLELISM": "false",
         }
 
