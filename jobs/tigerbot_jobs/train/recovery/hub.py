@@ -72,7 +72,6 @@ class HubSettings:
     token: str
     start_wait_s: float = 60.0
     out_wait_s: float = 10.0
-    form_wait_s: float = 300.0
     max_failures: int = -1
     silence_s: float = 5.0
     hang_floor_s: Mapping[str, float] | None = None
@@ -132,6 +131,8 @@ class Hub:
         self._paused_for = ""
         self._leaving = False  # persist, then stop: Ctrl-C, or the end
         self._formed_at = 0.0
+        self._faulted_in = self._pause_generation = -1
+        self._steps_since_fault = self._furthest = self._request_number = 0
         self._verdict: Verdict | None = None
         self._kept = False  # the newest state is in storage: shared memory may be cleared
         self._finished = threading.Event()
@@ -447,7 +448,6 @@ class Hub:
             self._bug(peer, message)
         else:
             # Its neighbour died, or the network broke. The neighbour's own connection says which, in a moment.
-            self._suspect = (time.monotonic(), worker, message.text)
             self._end("fault")
             self._spawn(self._blame_network(self._rendezvous.current.number, worker, message.text))
 
@@ -458,9 +458,6 @@ class Hub:
             peer = self._workers.get(worker)
             node = peer.hello.node if peer else ""
             self._fault("partition", worker, self._rank_of(worker), node, text[:300])
-
-    _faulted_in = -1
-    _suspect: tuple[float, str, str] | None = None
 
     def _roll_back(self, message: say.Out) -> None:
         if message.skip:
@@ -497,9 +494,6 @@ class Hub:
             self._skips.append([batch, batch])
             self._decide("skip", judged.evidence)
         self._end("fault")
-
-    _steps_since_fault = 0
-    _furthest = 0
 
     def _fault(self, fault: str, worker: str, rank: int, node: str, evidence: str) -> None:
         self._faults += 1
@@ -544,8 +538,6 @@ class Hub:
         self._decide("grow" if why == "grow" else "wait", f"the generation leaves at its next step boundary ({why})")
         for member in self._members():
             member.send(say.Pause(self._rendezvous.current.number))
-
-    _pause_generation = -1
 
     def _hung(self, hang: Hang) -> None:
         worker = hang.worker or ""
@@ -734,8 +726,6 @@ class Hub:
             return await asyncio.wait_for(future, timeout_s)
         finally:
             self._requests.pop(number, None)
-
-    _request_number = 0
 
     def _pair_keepers(self) -> None:
         """Every node's snapshots go to the next node's keeper, in a ring: never to its own."""
