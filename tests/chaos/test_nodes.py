@@ -22,7 +22,9 @@ PROMPT = {"RAY_worker_niceness": "0"}  # a worker is not to starve on a machine 
 @pytest.fixture(scope="module")
 def machines(network: Network) -> Iterator[RayCluster]:
     """A head without room for a worker, and two nodes with room for one each."""
-    with RayCluster(workers=2, cpus=1, head_cpus=0, network=network, health_check=PATIENT, environment_of_nodes=PROMPT) as started:
+    with RayCluster(
+        workers=2, cpus=1, head_cpus=0, network=network, health_check=PATIENT, environment_of_nodes=PROMPT
+    ) as started:
         started.wait_alive({"head", "node1", "node2"}, 60)
         yield started
 

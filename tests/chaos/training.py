@@ -31,7 +31,9 @@ from tigerbot_jobs.train.shard import Shard
 ON_TWO = {"workers": [1, 2], "cpus_per_worker": 1, "threads_per_worker": 1}
 
 
-def spec_for(corpus: Corpus, storage: str | Path, steps: int, *, tokens_a_step: int = 512, **more: Any) -> dict[str, Any]:
+def spec_for(
+    corpus: Corpus, storage: str | Path, steps: int, *, tokens_a_step: int = 512, **more: Any
+) -> dict[str, Any]:
     """A run of two workers, or one, that takes part of a second for a step."""
     raw = corpus.spec("chaos", Path("/unused"), tokens=steps * tokens_a_step, batch_tokens=tokens_a_step, micro_batch=8)
     raw["train"]["validate_every"] = 10**6
@@ -122,7 +124,9 @@ def state_in(checkpoint: Path) -> dict[tuple[str, str], str]:
     return found
 
 
-def undisturbed(corpus: Corpus, raw: dict[str, Any], storage: Path) -> tuple[dict[tuple[str, str], str], dict[int, float]]:
+def undisturbed(
+    corpus: Corpus, raw: dict[str, Any], storage: Path
+) -> tuple[dict[tuple[str, str], str], dict[int, float]]:
     """State and losses of the same run on two ranks to which nothing happens: no Ray, no hub."""
     spec = as_train(raw | {"storage": {"uri": str(storage), "keep": 1}})
     folder = storage / spec.name

@@ -14,7 +14,7 @@ import hmac
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tigerbot_jobs.train.ledger import Ledger
@@ -47,6 +47,7 @@ class Peer:
     hello: say.Hello
     writer: asyncio.StreamWriter
     seen: float
+    asked: set[asyncio.Future[Any]] = field(default_factory=set)  # what it has not answered yet
 
     def send(self, message: say.Message) -> None:
         with contextlib.suppress(Exception):
@@ -115,7 +116,8 @@ class Hub:
         self._history = list(history or [])
         self._workers: dict[str, Peer] = {}
         self._keepers: dict[str, Peer] = {}  # by node
-        self._nodes: set[str] = set()
+        self._condemned: set[str] = set()  # workers that a keeper kills: they are not let in again
+        self._nodes: dict[str, str] = {}  # that have a keeper, or will have: Ray's id of each
         self._watch = HangWatch(floor_s=settings.hang_floor_s, silence_s=settings.silence_s)
         self._bugs = BugMemory()
         self._faults = 0
@@ -222,6 +224,8 @@ class Hub:
             hello = say.decode(await asyncio.wait_for(reader.readline(), _HELLO_S))
             if not isinstance(hello, say.Hello) or not hmac.compare_digest(hello.token, self._settings.token):
                 return
+            if hello.worker in self._condemned:
+                return
             peer = Peer(hello, writer, time.monotonic())
             self._joined(peer)
             while line := await reader.readline():
@@ -240,12 +244,16 @@ class Hub:
             self._keepers[hello.node] = peer
             self._pair_keepers()
             return
+        before = self._workers.get(hello.worker)
+        if before is not None:
+            self._left(before)  # its line broke, and it noticed first
+            before.writer.transport.abort()
         self._workers[hello.worker] = peer
         if hello.node in self._kept_out:
             self._rendezvous.bar(hello.worker)
         self._log("worker_joined", worker=hello.worker, host=hello.host, node=hello.node, pid=hello.pid)
-        if hello.node not in self._nodes:
-            self._nodes.add(hello.node)
+        if self._nodes.get(hello.node) != hello.ray_node:
+            self._nodes[hello.node] = hello.ray_node
             self._on_node(hello)
         if self._verdict is not None:
             peer.send(say.Stop(self._verdict.reason))
@@ -254,18 +262,31 @@ class Hub:
         hello = peer.hello
         if hello.role == "keeper":
             if self._keepers.get(hello.node) is peer:
-                del self._keepers[hello.node]
-                self._pair_keepers()
-                self._watch.keeper_gone(hello.node)
+                self._drop_keeper(hello.node)
                 neighbour = next((w.hello for w in self._workers.values() if w.hello.node == hello.node), None)
                 if self._verdict is None and neighbour is not None:
+                    self._nodes[hello.node] = neighbour.ray_node
                     self._on_node(neighbour)
             return
-        if self._workers.get(hello.worker) is peer:
-            del self._workers[hello.worker]
+        if self._workers.get(hello.worker) is not peer:
+            return  # it was ended, or has come back on another line
+        del self._workers[hello.worker]
         self._watch.forget(hello.worker)
         if self._verdict is None:
             self._worker_lost(hello, "process", "its connection closed")
+
+    def _drop_keeper(self, node: str) -> None:
+        """Nobody asks this keeper any more, nobody sends it copies, and nobody waits for its answers."""
+        self._nodes.pop(node, None)
+        keeper = self._keepers.pop(node, None)
+        if keeper is None:
+            return
+        self._pair_keepers()
+        self._watch.keeper_gone(node)
+        keeper.writer.transport.abort()
+        for future in keeper.asked:
+            if not future.done():
+                future.set_exception(ConnectionResetError(f"the keeper of {node} is gone"))
 
     def _worker_lost(self, hello: say.Hello, fault: str, evidence: str) -> None:
         rank = self._rank_of(hello.worker)
@@ -361,6 +382,9 @@ class Hub:
         if before and reason == "fault":
             action = "replace" if generation.world_size == len(before) else "shrink"
             self._decide(action, f"{generation.world_size} of {self._settings.high} workers train on")
+        if self._history:
+            # An earlier life may have left its state in memory, which only a keeper sees; a new run has nothing there.
+            await self._keepers_of(generation, timeout_s=20.0 if reason == "start" else 2.0)
         shards = newest_whole(await self._look(), self._history, at_most=self._at_most)
         stored = await self._persister.newest(self._at_most)
         memory_step = shards[0].step if shards else -1
@@ -549,6 +573,8 @@ class Hub:
             return
         if self._rendezvous.phase is Phase.RUNNING:
             self._rendezvous.end()
+        if hang.kind == "node" and hang.node:
+            self._drop_keeper(hang.node)
         if worker:
             self._end_worker(worker, hang.evidence)
         self._judge(None, hang.evidence)
@@ -562,13 +588,14 @@ class Hub:
         self._decide("kill", f"{worker}: {reason}")
         keeper = self._keepers.get(peer.hello.node)
         if keeper is not None:
+            self._condemned.add(worker)
             self._spawn(self._kill(keeper, peer.hello, reason))
         self._watch.forget(worker)
         self._rendezvous.lost(worker)
         peer.writer.transport.abort()
 
     async def _kill(self, keeper: Peer, hello: say.Hello, reason: str) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
+        with contextlib.suppress(TimeoutError, ConnectionError):
             answer = await self._ask(keeper, lambda request: say.Kill(request, hello.pid, reason), 5.0)
             self._log("stacks", worker=hello.worker, stacks=answer.stacks[-4000:])
 
@@ -702,18 +729,26 @@ class Hub:
                 found += answer.shards
         return found
 
+    async def _keepers_of(self, generation: Generation, timeout_s: float) -> None:
+        """Wait until the members' nodes have their keepers."""
+        until = time.monotonic() + timeout_s
+        nodes = {self._workers[m].hello.node for m in generation.members if m in self._workers}
+        while nodes - self._keepers.keys() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
     async def persist_on(self, node: str, make: Callable[[int], say.Message], timeout_s: float) -> say.Put:
         """Let the keeper of a node put files into storage.
 
         Raises:
-            asyncio.TimeoutError: it did not in time, or is gone.
+            TimeoutError: it did not in time.
+            LookupError: the node is gone, and what it had with it.
         """
         until = time.monotonic() + 30
-        while node not in self._keepers and time.monotonic() < until:
+        while node in self._nodes and node not in self._keepers and time.monotonic() < until:
             await asyncio.sleep(0.05)
         keeper = self._keepers.get(node)
         if keeper is None:
-            raise TimeoutError
+            raise TimeoutError if node in self._nodes else LookupError(node)
         return await self._ask(keeper, make, timeout_s)
 
     async def _ask(self, keeper: Peer, make: Callable[[int], say.Message], timeout_s: float) -> Any:
@@ -721,11 +756,13 @@ class Hub:
         number = self._request_number
         future: asyncio.Future[Any] = self._loop.create_future()
         self._requests[number] = future
+        keeper.asked.add(future)
         keeper.send(make(number))
         try:
             return await asyncio.wait_for(future, timeout_s)
         finally:
             self._requests.pop(number, None)
+            keeper.asked.discard(future)
 
     def _pair_keepers(self) -> None:
         """Every node's snapshots go to the next node's keeper, in a ring: never to its own."""

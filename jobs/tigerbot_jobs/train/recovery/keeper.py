@@ -29,7 +29,8 @@ from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.watch.notices import NoticeFile
 
 SHM = Path("/dev/shm")
-_MIRROR_S = 0.1
+_MIRROR_S = 0.05
+_PUSH_TIMEOUT_S = 5.0  # a peer that is silent holds no copy up for longer: the next one waits
 _MIRRORS_KEPT = 2
 _NOTICE_S = 0.5
 _FETCH_LIMIT = 64 * 2**30
@@ -210,7 +211,7 @@ def _mirrored(path: Path, node: str, served: str) -> say.ShardAt:
 
 def push_shard(address: str, token: str, about: dict[str, Any], image: bytes) -> None:
     """Give a copy of a shard to another node's keeper."""
-    with _dial(address) as peer:
+    with dial(address, _PUSH_TIMEOUT_S) as peer:
         line = json.dumps({"token": token, "put": about, "size": len(image)}).encode() + b"\n"
         peer.sendall(line)
         peer.sendall(image)
@@ -230,12 +231,10 @@ def fetch_range(peer: socket.socket, token: str, path: str, begin: int, end: int
     return bytes(data)
 
 
-def _dial(address: str) -> socket.socket:
+def dial(address: str, timeout_s: float = 30.0) -> socket.socket:
+    """A connection to a keeper; the timeout is for every send and receive too."""
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=30)
-
-
-dial = _dial
+    return socket.create_connection((host, int(port)), timeout=timeout_s)
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -34,6 +34,7 @@ from tigerbot_jobs.train.recovery.messages import (
 )
 
 BEAT_S = 0.25
+HUB_GONE = "the hub is gone"
 _CONNECT_S = 30.0
 
 
@@ -54,9 +55,17 @@ class Link:
         address: host:port of the hub.
         hello: what it says first.
         on_message: of everything that is not an order to this worker; called from the reading thread.
+        patience_s: how long to try.
     """
 
-    def __init__(self, address: str, hello: Hello, on_message: Callable[[Message], None] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        hello: Hello,
+        on_message: Callable[[Message], None] | None = None,
+        *,
+        patience_s: float = _CONNECT_S,
+    ) -> None:
         self._hello, self._on_message = hello, on_message
         self._doing = _Doing()
         self._orders: queue.Queue[Form | Stop] = queue.Queue()
@@ -71,7 +80,7 @@ class Link:
         self._break: Callable[[], None] | None = None
         self._closed = threading.Event()
         host, _, port = address.rpartition(":")
-        self._socket = _connected(host, int(port))
+        self._socket = _connected(host, int(port), patience_s)
         self.send(hello)
         threading.Thread(target=self._read, daemon=True, name="hub-reader").start()
         threading.Thread(target=self._beat, daemon=True, name="hub-beat").start()
@@ -172,9 +181,9 @@ class Link:
                 self._take(decode(line))
         if not self._closed.is_set():
             self._end_generations(2**62)
-            self._orders.put(Stop("the hub is gone"))
+            self._orders.put(Stop(HUB_GONE))
             if self._on_message is not None:
-                self._on_message(Stop("the hub is gone"))
+                self._on_message(Stop(HUB_GONE))
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Form | Stop):
@@ -225,8 +234,8 @@ class Link:
         )
 
 
-def _connected(host: str, port: int) -> socket.socket:
-    until, wait_s = time.monotonic() + _CONNECT_S, 0.05
+def _connected(host: str, port: int, patience_s: float) -> socket.socket:
+    until, wait_s = time.monotonic() + patience_s, 0.05
     while True:
         try:
             made = socket.create_connection((host, port), timeout=5)

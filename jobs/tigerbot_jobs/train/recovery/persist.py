@@ -189,7 +189,7 @@ class Persister:
         files: list[ManifestFile] = []
         for answer in answers:
             if isinstance(answer, BaseException):
-                return "a keeper did not answer", 0, False
+                return "a keeper did not answer", 0, isinstance(answer, LookupError)
             if answer.problem:
                 return answer.problem, 0, answer.problem.startswith("gone")
             files += [ManifestFile(**file) for file in answer.files]

@@ -32,12 +32,13 @@ from tigerbot_jobs.train.loop import Outcome, Prepared, RankRun, WorkerJob, make
 from tigerbot_jobs.train.metrics import Row
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
 from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
-from tigerbot_jobs.train.recovery.link import Link
+from tigerbot_jobs.train.recovery.link import HUB_GONE, Link
 from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Probed, Ready, Restored, Stop
 from tigerbot_jobs.train.recovery.tier import Tier
 from tigerbot_jobs.train.watch.bugs import describe, is_communication_error
 from tigerbot_jobs.train.watch.guard import LossGuard
 
+_REJOIN_S = 10.0
 COLLECTIVE_S = 1800.0  # the last resort: the hub's watch calls a generation off long before
 
 
@@ -71,6 +72,7 @@ class Worker:
         hello = Hello(
             job.token, "worker", self._name, self._node, socket.gethostname(), self._address, os.getpid(), _ray_node()
         )
+        self._hello = hello
         self._link = Link(job.hub, hello)
 
     def live(self) -> None:
@@ -82,12 +84,24 @@ class Worker:
             self._link.order()
             return
         self._link.send(Ready())
-        while not isinstance(order := self._link.order(), Stop):
+        while not isinstance(order := self._next(), Stop):
             out = self._generation(prepared, order)
             self._link.flush()
             self._link.leave()
             self._link.send(out)
         self._link.close()
+
+    def _next(self) -> Form | Stop:
+        """What to do next. A hub that is only out of reach is sought again, and this process is then a spare.
+
+        Raises:
+            ClusterError: it is gone; Ray replaces whom it sees fail, and not who has ended.
+        """
+        while isinstance(order := self._link.order(), Stop) and order.reason == HUB_GONE:
+            self._link.close()
+            self._link = Link(self._job.hub, self._hello, patience_s=_REJOIN_S)
+            self._link.send(Ready())
+        return order
 
     def _prepare(self) -> Prepared:
         """Everything that takes time and needs no rank, so that a standby steps in within a fraction of a second."""
