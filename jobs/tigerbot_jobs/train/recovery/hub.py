@@ -30,6 +30,7 @@ from tigerbot_jobs.train.watch.stragglers import Mark, SlowRanks, confirm
 _TICK_S = 0.05
 _CHECK_S = 0.25  # the watch looks at every member
 _HELLO_S = 10.0
+_KEEPER_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -700,6 +701,8 @@ class Hub:
 
     async def _look(self) -> list[say.ShardAt]:
         found: list[say.ShardAt] = []
+        if self._history:  # a driver that goes on where another was killed: its keepers may be later than its workers
+            await self._keepers_wait()
         keepers = list(self._keepers.values())
         asked = [self._ask(keeper, lambda request: say.Look(request), 2.0) for keeper in keepers]
         for answer in await asyncio.gather(*asked, return_exceptions=True):
@@ -707,13 +710,21 @@ class Hub:
                 found += answer.shards
         return found
 
+    async def _keepers_wait(self) -> None:
+        """Until every node that has a worker has its keeper, or will not have one."""
+        until = time.monotonic() + _KEEPER_WAIT_S
+        while any(peer.hello.node not in self._keepers for peer in self._workers.values()):
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(_TICK_S)
+
     async def persist_on(self, node: str, make: Callable[[int], say.Message], timeout_s: float) -> say.Put:
         """Let the keeper of a node put files into storage.
 
         Raises:
             asyncio.TimeoutError: it did not in time, or is gone.
         """
-        until = time.monotonic() + 30
+        until = time.monotonic() + _KEEPER_WAIT_S
         while node not in self._keepers and time.monotonic() < until:
             await asyncio.sleep(0.05)
         keeper = self._keepers.get(node)
