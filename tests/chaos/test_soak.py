@@ -44,6 +44,7 @@ def actions(story: Story) -> list[Action]:
 
     return [
         Action("worker killed", "kill", members, weight=4),
+        Action("worker terminated", "terminate", members),
         Action("standby killed", "kill", spares),
         Action("worker frozen", "freeze", members, weight=2),
         Action("worker paused", "pause", members, weight=2),
