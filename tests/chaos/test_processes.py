@@ -190,7 +190,7 @@ def test_a_worker_that_sleeps_in_a_step_is_named_and_replaced(
         check_end(story, undisturbed)
         (fault,) = story.events("fault_seen")
         assert (fault.text("fault"), fault.text("worker")) == ("hang", asleep)
-        assert "sleep" in "".join(event.text("stacks") for event in story.events("stacks"))
+        assert "in <lambda>" in "".join(event.text("stacks") for event in story.events("stacks"))
 
 
 @pytest.mark.soak
@@ -229,3 +229,20 @@ def test_after_a_killed_driver_the_same_command_goes_on_from_shared_memory(
         assert story.ending() == undisturbed
         restored = story.events("restored")[-1]
         assert restored.text("tier") == "memory" and restored.whole("step") >= furthest - INTERVAL
+
+
+@pytest.mark.soak
+def test_a_notice_that_the_machine_goes_puts_the_state_into_storage_in_time(
+    corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notice = tmp_path / "preempted"
+    monkeypatch.setenv("TIGER_PREEMPTION_FILE", str(notice))
+    with Story(corpus, tmp_path, tracking, tolerance={"checkpoint_every_steps": None}) as story:
+        story.wait_for_step(random.randint(10, 40))
+        noticed_at = time.time()
+        notice.write_text("10")
+
+        check_end(story, undisturbed)
+        assert story.faults() == ["preemption"]
+        assert [event.text("action") for event in story.events("decision")] == ["persist"]
+        assert any(noticed_at < event.t < noticed_at + 10 for event in story.events("persisted"))

@@ -44,6 +44,7 @@ def actions(story: Story) -> list[Action]:
 
     return [
         Action("worker killed", "kill", members, weight=4),
+        Action("worker terminated", "terminate", members),
         Action("standby killed", "kill", spares),
         Action("worker frozen", "freeze", members, weight=2),
         Action("worker paused", "pause", members, weight=2),
@@ -89,7 +90,7 @@ def test_random_faults_for_minutes_change_nothing_but_the_time(
     seed = int(os.environ.get("TIGER_SOAK_SEED", random.randrange(10**6)))
     with capsys.disabled():
         print(f"\nTIGER_SOAK_SEED={seed} TIGER_SOAK_S={SECONDS:g}", flush=True)
-    corpus, server = make_corpus(tmp_path / "corpus"), serve_tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    corpus, server = make_corpus(tmp_path), serve_tracking(f"sqlite:///{tmp_path}/mlflow.db")
     size = {"tokens": STEPS * 256, "batch_tokens": 256, "micro_batch": 4, "validate_every": 200}
     tolerance = {"checkpoint_every_steps": 100}
     with Story(corpus, tmp_path / "undisturbed", server.url, tolerance=tolerance, **size) as quiet:

@@ -54,12 +54,13 @@ class Checkpoints:
         store: where they are.
         prefix: `<run name>/checkpoints`.
         keep: how many are kept.
+        say: told, on rank 0, what a person should know.
     """
 
-    def __init__(self, store: Store, prefix: str, *, keep: int) -> None:
+    def __init__(self, store: Store, prefix: str, *, keep: int, say: Callable[[str], None] = print) -> None:
         import torch.distributed as dist
 
-        self._store, self._prefix, self._keep = store, prefix, keep
+        self._store, self._prefix, self._keep, self._say = store, prefix, keep, say
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
     def save(self, state: dict[str, Tensor], meta: ShardMeta, header: Header) -> float:
@@ -128,7 +129,7 @@ class Checkpoints:
         said = next((line for line in found if line), None)
         if said is not None and self._rank == 0:
             self._store.set_aside(key)
-            print(f"checkpoint {key} is damaged ({said}); it is set aside, and the one before it is used", flush=True)
+            self._say(f"checkpoint {key} is damaged ({said}); it is set aside, and the one before it is used")
         dist.barrier()
         return said is None
 

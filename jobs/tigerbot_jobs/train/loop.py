@@ -158,6 +158,7 @@ class Prepared:
             seed=spec.train.seed,
             verify=verify,
         )
+        self.say: Callable[[str], None] = print
         self._module: LanguageModel | None = None
         self._peak = 0.0
 
@@ -206,7 +207,8 @@ class Prepared:
 
     def checkpoints(self) -> Checkpoints:
         spec = self.job.spec
-        return Checkpoints(open_store(spec.storage.uri), f"{spec.name}/checkpoints", keep=spec.storage.keep)
+        prefix, keep = f"{spec.name}/checkpoints", spec.storage.keep
+        return Checkpoints(open_store(spec.storage.uri), prefix, keep=keep, say=self.say)
 
     def _check_identity(self, key: str, header: Header) -> None:
         for name, value in {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash}.items():

@@ -66,9 +66,8 @@ def _counted(batch):
 
 def _meant(fault, at):
     same = all(fault.get(name, at[name]) == at[name] for name in ("rank", "world_size"))
-    inside = (
-        first <= at[name] <= last for name in ("step", "batch") for first, last in [fault.get(name + "s", (0, 1e9))]
-    )
+    ranges = ((at["step"], fault.get("steps")), (at["batch"], fault.get("batches")))
+    inside = (span is None or span[0] <= place <= span[1] for place, span in ranges)
     return same and all(inside)
 
 

@@ -7,6 +7,7 @@ from memory, only slower.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +84,31 @@ class Workers:
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def join(self, timeout_s: float) -> None:
+    def end(self, timeout_s: float) -> None:
+        """Wait until Ray Train has ended; end its controller if it does not (it may wait for room for a replacement).
+
+        It must have before Ray is shut down: a thread that still waits for an answer takes the whole process with it.
+        """
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _kill_controllers()
+            self._thread.join(timeout_s)
 
     def _fit(self) -> None:
         try:
             self._trainer.fit()
         except Exception as error:
             self.error = error
+
+
+def _kill_controllers() -> None:
+    """Ray Train keeps the handle of its controller to itself; the workers are the controller's, and go with it."""
+    import ray
+    from ray._raylet import ActorID
+
+    worker = ray._private.worker.global_worker
+    with contextlib.suppress(Exception):  # Ray is gone
+        for name, actor in ray._private.state.actors().items():
+            ours = actor["JobID"] == worker.current_job_id.hex()
+            if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD" and ours:
+                worker.core_worker.kill_actor(ActorID.from_hex(name), True)

@@ -602,6 +602,8 @@ class Hub:
     def _said(self, worker: str, message: say.Say) -> None:
         """What a rank found out by itself: a step that was no number, a replica with other bits."""
         about = dict(message.about)
+        if message.kind == "note":
+            self._on_event("note", str(about.get("text", "")))
         if message.kind == "fault_seen":
             members, rank = self._rendezvous.current.members, about.get("rank", -1)
             about["worker"] = members[rank] if 0 <= rank < len(members) else worker

@@ -112,7 +112,7 @@ class Supervised:
             verdict = self.hub.wait(0.2)
             if verdict is None and self._workers.ended:
                 verdict = self.hub.wait(2.0) or Verdict("failed", _parts(self._workers.error))
-        self._workers.join(5)  # it does not return while Ray waits for room for a replacement
+        self._workers.end(5)
         if verdict.reason == "failed":
             raise _as_error(verdict.error or {})
 
@@ -124,7 +124,7 @@ class Supervised:
     def close(self) -> None:
         self._closed.set()
         self.hub.close()
-        self._workers.join(5)
+        self._workers.end(5)
         self._await_keepers(5.0)
         self._ledger.close()
 
@@ -143,6 +143,9 @@ class Supervised:
 
     def _tell(self, event: str, detail: str) -> None:
         spec = self._job.spec
+        if event == "note":
+            print(f"  {detail}", flush=True)
+            return
         threading.Thread(target=notify, args=(event, spec, detail), daemon=True, name="webhook").start()
 
     def _watch_drains(self) -> None:

@@ -108,6 +108,7 @@ class Worker:
         import deepspeed  # noqa: F401
 
         prepared = Prepared(self._job, self._device, verify=_first_worker())
+        prepared.say = lambda text: self._link.say("note", text=text)
         prepared.module(fresh=True)
         prepared.peak_flops(precision_of(self._job.spec.train, self._device))
         rehearse(self._job.spec, self._device)
