@@ -14,7 +14,7 @@ import psutil
 import yaml
 
 from tigerbot.runner import run_spec
-from tigerbot.spec import TrainSpec, parse_spec
+from tigerbot.spec import TrainSpec, parse_spec, spec_hash
 from tigerbot_jobs.data import creative
 from tigerbot_jobs.train.shard import Shard
 
@@ -86,6 +86,14 @@ def kill_driver(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
     psutil.wait_procs(workers, timeout=90)
+
+
+def forget_memory(spec: TrainSpec) -> None:
+    """As a machine that was switched off: nothing of the run is in shared memory."""
+    from tigerbot_jobs.train.recovery.run import forget_memory
+
+    absolute = spec.storage.model_copy(update={"uri": str(Path(spec.storage.uri).absolute())})
+    forget_memory(spec.model_copy(update={"storage": absolute}), spec_hash(spec))
 
 
 def fingerprint(raw: dict[str, Any], step: int = 12) -> dict[str, str]:

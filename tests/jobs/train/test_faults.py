@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from small_corpus import Corpus, as_file, fingerprint, kill_driver
+from small_corpus import Corpus, as_file, as_train, fingerprint, forget_memory, kill_driver
 
 from tigerbot.runs import read_json
 from tigerbot_jobs.train.metrics import read_rows
@@ -86,6 +86,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_set_aside_and_the_one_before_it_is_
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
+    forget_memory(as_train(raw))
 
     resumed = tiger("run", str(tmp_path / "faulty.yaml"))
 
