@@ -73,7 +73,6 @@ class HubSettings:
     token: str
     start_wait_s: float = 60.0
     out_wait_s: float = 10.0
-    form_wait_s: float = 300.0
     max_failures: int = -1
     silence_s: float = 5.0
     hang_floor_s: Mapping[str, float] | None = None
@@ -134,7 +133,10 @@ class Hub:
         self._paused_for = ""
         self._leaving = False  # persist, then stop: Ctrl-C, or the end
         self._formed_at = 0.0
+        self._faulted_in = self._pause_generation = -1
+        self._steps_since_fault = self._furthest = self._request_number = 0
         self._verdict: Verdict | None = None
+        self._kept = False  # the newest state is in storage: shared memory may be cleared
         self._finished = threading.Event()
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -204,7 +206,7 @@ class Hub:
                 await asyncio.sleep(_TICK_S)
                 self._tick()
             for peer in (*self._workers.values(), *self._keepers.values()):
-                peer.send(say.Stop(self._verdict.reason))
+                peer.send(say.Stop(say.KEPT if self._kept else self._verdict.reason))
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(peer.writer.drain(), 1)
             self._finished.set()
@@ -467,7 +469,6 @@ class Hub:
             self._bug(peer, message)
         else:
             # Its neighbour died, or the network broke. The neighbour's own connection says which, in a moment.
-            self._suspect = (time.monotonic(), worker, message.text)
             self._end("fault")
             self._spawn(self._blame_network(self._rendezvous.current.number, worker, message.text))
 
@@ -478,9 +479,6 @@ class Hub:
             peer = self._workers.get(worker)
             node = peer.hello.node if peer else ""
             self._fault("partition", worker, self._rank_of(worker), node, text[:300])
-
-    _faulted_in = -1
-    _suspect: tuple[float, str, str] | None = None
 
     def _roll_back(self, message: say.Out) -> None:
         if message.skip:
@@ -517,9 +515,6 @@ class Hub:
             self._skips.append([batch, batch])
             self._decide("skip", judged.evidence)
         self._end("fault")
-
-    _steps_since_fault = 0
-    _furthest = 0
 
     def _fault(self, fault: str, worker: str, rank: int, node: str, evidence: str) -> None:
         self._faults += 1
@@ -564,8 +559,6 @@ class Hub:
         self._decide("grow" if why == "grow" else "wait", f"the generation leaves at its next step boundary ({why})")
         for member in self._members():
             member.send(say.Pause(self._rendezvous.current.number))
-
-    _pause_generation = -1
 
     def _hung(self, hang: Hang) -> None:
         worker = hang.worker or ""
@@ -685,7 +678,7 @@ class Hub:
         self._spawn(self._leave_when_kept())
 
     async def _leave_when_kept(self) -> None:
-        await self._persister.settled(timeout_s=15)
+        self._kept = not await self._persister.settled(timeout_s=15)
         self._conclude(Verdict("killed"))
 
     async def _keep_then(self, verdict: Verdict) -> None:
@@ -696,6 +689,7 @@ class Hub:
             about = {"step": one.step, "world_size": one.world_size, "zero_stage": one.zero_stage}
             self._persister.keep_shards(shards, self._header | about)
             await self._persister.settled(timeout_s=60)
+        self._kept = bool(shards) and self._persister.kept_step >= shards[0].step
         self._conclude(verdict)
 
     def _ask_for_snapshot(self) -> None:
@@ -709,6 +703,7 @@ class Hub:
         if problem:
             self._conclude(Verdict("failed", {"type": "StorageError", "what": problem, "where": "", "fix": ""}))
         else:
+            self._kept = True
             self._conclude(Verdict("done"))
 
     def _conclude(self, verdict: Verdict) -> None:
@@ -758,8 +753,6 @@ class Hub:
         finally:
             self._requests.pop(number, None)
             keeper.asked.discard(future)
-
-    _request_number = 0
 
     def _pair_keepers(self) -> None:
         """Every node's snapshots go to the next node's keeper, in a ring: never to its own."""

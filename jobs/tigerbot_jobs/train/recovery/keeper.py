@@ -80,7 +80,7 @@ class Keeper:
         """Until the hub stops it, or is gone; then shared memory is kept only if the run is to go on."""
         self._end.wait()
         self._server.shutdown()
-        if self._reason == "done":
+        if self._reason == say.KEPT:
             shutil.rmtree(self._folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._folder.parent.rmdir()

@@ -187,9 +187,12 @@ class Probed:
     seconds: float
 
 
+KEPT = "kept"
+
+
 @dataclass(frozen=True)
 class Stop:
-    """Nothing is left to do."""
+    """Nothing is left to do. With reason `kept` storage has the newest state, and memory is not needed any more."""
 
     reason: str
 

@@ -22,6 +22,7 @@ from tigerbot_jobs.train.recovery import messages as say
 PRIOR_CARD_HOURS = 50_700.0  # one unexpected interruption in so many (Llama 3, arXiv 2407.21783)
 _SURVIVED_IN_MEMORY = 0.95  # of faults, by a shard in shared memory or on a peer
 _FLOOR_S, _CEILING_S = 30.0, 1800.0
+_WRITE_SHARE = 0.03
 _RETRIES_S = (0.5, 1, 2, 5, 10, 20, 30)
 
 
@@ -96,7 +97,10 @@ class Persister:
         mean_s = 3600 * (PRIOR_CARD_HOURS + self._cards * hours) / self._cards / (1 + self._faults)
         blocked_s = 0.02 + 0.05 * self._write_s  # the write itself takes memory bandwidth from the step
         best = math.sqrt(2 * blocked_s * mean_s / (1 - _SURVIVED_IN_MEMORY))
-        return min(_CEILING_S, max(_FLOOR_S, 2 * self._write_s, best if self._faults else min(best, _FLOOR_S)))
+        if not self._faults:
+            # Nothing is known of this machine yet: as often as writing takes 3% of the time.
+            best = min(best, self._write_s / _WRITE_SHARE)
+        return min(_CEILING_S, max(_FLOOR_S, 2 * self._write_s, best))
 
     def saved(self, node: str, rank: int, message: say.Saved) -> None:
         """A rank's snapshot waits in shared memory; the last one of its step starts the upload."""

@@ -125,7 +125,17 @@ class Supervised:
         self._closed.set()
         self.hub.close()
         self._workers.join(5)
+        self._await_keepers(5.0)
         self._ledger.close()
+
+    def _await_keepers(self, timeout_s: float) -> None:
+        """They clear shared memory last."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            ray.wait(
+                [served for _, served in self._keepers.values()], num_returns=len(self._keepers), timeout=timeout_s
+            )
 
     def _quarantined(self, node: str, kind: str, evidence: str) -> bool:
         """Write a node's fault into the storage folder's history; whether the node is kept out now."""
