@@ -48,17 +48,19 @@ class Training:
 
     Args:
         raw: the spec.
-        home: where the command runs; its spec and MLflow's database lie there.
+        home: where the command runs; its spec lies there.
+        tracking: where MLflow is; with none, the run starts its own.
     """
 
     raw: dict[str, Any]
     home: Path
     cluster: RayCluster | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    tracking: str = ""
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        self.raw["tracking"] = {"uri": f"sqlite:///{self.home}/mlflow.db"}
+        self.raw["tracking"] = {"uri": self.tracking or f"sqlite:///{self.home}/mlflow.db"}
         self.argv = [sys.executable, "-m", "tigerbot.cli", "run", str(as_file(self.raw, self.home))]
         uri = self.raw["storage"]["uri"]
         staged = self.home / "tiger-runs/.staging" / uri.removeprefix("s3://")
@@ -77,7 +79,7 @@ class Training:
         """The last one that the ledger knows of."""
         return max((int(row[0]) for event in self.events("steps") for row in event.items("rows")), default=0)
 
-    def wait_for(self, what: Callable[[], Any], said: str, timeout_s: float = 90) -> Any:
+    def wait_for(self, what: Callable[[], Any], said: str, timeout_s: float = 120) -> Any:
         """What it gives once it gives something, while the run goes on."""
         until = time.monotonic() + timeout_s
         while not (found := what()):
@@ -87,7 +89,7 @@ class Training:
             time.sleep(0.05)
         return found
 
-    def wait_for_step(self, step: int, timeout_s: float = 90) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 120) -> None:
         self.wait_for(lambda: self.step() >= step, f"step {step}", timeout_s)
 
     def sizes(self) -> list[int]:

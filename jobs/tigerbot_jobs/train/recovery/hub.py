@@ -486,6 +486,8 @@ class Hub:
     def _roll_back(self, message: say.Out) -> None:
         if message.skip:
             self._skips.append(message.skip)
+            about = {"worker": "", "rank": -1, "node": "", "step": message.step}
+            self._log("fault_seen", fault="spike", evidence=message.text, **about)
         self._at_most = message.rollback_to
         self._persister.undo()
         self._log("rollback", from_step=message.step, to_step=message.rollback_to, skip=message.skip)
