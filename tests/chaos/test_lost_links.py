@@ -21,17 +21,17 @@ from tigerbot_jobs.train.ledger import Event, Ledger, read_events
 from tigerbot_jobs.train.loop import WorkerJob
 from tigerbot_jobs.train.memory import SnapshotBuffer
 from tigerbot_jobs.train.recovery import messages as say
+from tigerbot_jobs.train.recovery import worker
 from tigerbot_jobs.train.recovery.hub import Hub, HubSettings
 from tigerbot_jobs.train.recovery.keeper import SHM, Keeper
 from tigerbot_jobs.train.recovery.persist import Persister
-from tigerbot_jobs.train.recovery.worker import Worker
 from tigerbot_jobs.train.shard import ShardMeta, Slice
 
 SILENCE_S = 1.5
 SLICES = (Slice("w", (8,), 0, 8, 0, 0),)
 
 
-class Pretender(Worker):
+class Pretender(worker.Worker):
     """A worker whose step is a meeting with the others and a snapshot."""
 
     def __init__(self, cluster: Cluster, job: WorkerJob) -> None:
@@ -63,6 +63,8 @@ class Pretender(Worker):
         while True:
             try:
                 self._link.phase("agree", step)
+                while self._node == "far" and not self._cluster.up.wait(0.05) and not group.broken:
+                    pass
                 group.wait()
             except threading.BrokenBarrierError:
                 return say.Out(form.generation, step, "communication", text="Connection closed by peer")
@@ -87,6 +89,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_id = folder, f"test-{secrets.token_hex(4)}"
+        self.up = threading.Event()  # the line between the nodes
+        self.up.set()
         self.barriers: dict[int, threading.Barrier] = {}
         self.keepers: list[Keeper] = []
         self.persister = Persister(open_store(str(folder)), "run/checkpoints", keep=3, every_s=1e9, cards=2)
@@ -100,11 +104,19 @@ class Cluster:
         self.spec: Any = parse_spec(raw | {"train": {"tokens": 1}})
         self.near, self.far = self._worker("near"), self._worker("far")
 
-    def close(self) -> None:
+    def cut(self) -> None:
+        self.up.clear()
+        self.line.stall()
+
+    def heal(self) -> None:
         self.line.go_on()
+        self.up.set()
+
+    def close(self) -> None:
+        self.heal()
         self.hub.close()
-        for worker in (self.near, self.far):
-            worker.thread.join(20)
+        for one in (self.near, self.far):
+            one.thread.join(20)
         self.line.close()
         self.ledger.close()
         shutil.rmtree(SHM / f"tiger-{self.run_id}", ignore_errors=True)
@@ -140,6 +152,9 @@ class Cluster:
             time.sleep(0.05)
         return found
 
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: self.hub.step >= step and self.mirrored())
+
     def mirrored(self) -> list[Path]:
         """The far worker's snapshots on the near node."""
         return list((SHM / f"tiger-{self.run_id}" / "near").glob("mirror-worker-far*"))
@@ -148,16 +163,17 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("TIGER_NODE", "near")
+    monkeypatch.setattr(worker, "_ray_node", lambda: "")
     made = Cluster(tmp_path)
     yield made
     made.close()
 
 
 def test_a_node_that_falls_silent_is_named_once_and_its_state_comes_from_the_copy_on_its_peer(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
     reached = cluster.hub.step
 
-    cluster.line.stall()
+    cluster.cut()
     began = time.monotonic()
     form = cluster.wait_for(lambda: cluster.near.forms[1:])[0]
     took_s = time.monotonic() - began
@@ -174,11 +190,11 @@ def test_a_node_that_falls_silent_is_named_once_and_its_state_comes_from_the_cop
 def test_a_line_that_heals_after_its_node_was_given_up_brings_the_same_process_back_and_the_run_grows(
     cluster: Cluster,
 ) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
-    cluster.line.stall()
+    cluster.cut()
     cluster.wait_for(lambda: cluster.near.forms[1:])
-    cluster.line.go_on()
+    cluster.heal()
     grown = cluster.wait_for(lambda: cluster.near.forms[2:])[0]
     cluster.wait_for(lambda: cluster.hub.step > grown.step + 2)
 
@@ -189,11 +205,11 @@ def test_a_line_that_heals_after_its_node_was_given_up_brings_the_same_process_b
 
 
 def test_a_short_silence_is_waited_out(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
-    cluster.line.stall()
+    cluster.cut()
     time.sleep(SILENCE_S / 2)
-    cluster.line.go_on()
+    cluster.heal()
     reached = cluster.hub.step
     cluster.wait_for(lambda: cluster.hub.step > reached + 5)
 
@@ -201,7 +217,7 @@ def test_a_short_silence_is_waited_out(cluster: Cluster) -> None:
 
 
 def test_a_line_that_is_reset_costs_one_generation_and_no_process(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
     cluster.line.cut()
     grown = cluster.wait_for(lambda: [form for form in cluster.far.forms[1:] if form.world_size == 2])[-1]
