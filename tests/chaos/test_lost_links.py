@@ -152,6 +152,9 @@ class Cluster:
             time.sleep(0.05)
         return found
 
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: self.hub.step >= step and self.mirrored())
+
     def mirrored(self) -> list[Path]:
         """The far worker's snapshots on the near node."""
         return list((SHM / f"tiger-{self.run_id}" / "near").glob("mirror-worker-far*"))
@@ -167,7 +170,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 def test_a_node_that_falls_silent_is_named_once_and_its_state_comes_from_the_copy_on_its_peer(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
     reached = cluster.hub.step
 
     cluster.cut()
@@ -187,7 +190,7 @@ def test_a_node_that_falls_silent_is_named_once_and_its_state_comes_from_the_cop
 def test_a_line_that_heals_after_its_node_was_given_up_brings_the_same_process_back_and_the_run_grows(
     cluster: Cluster,
 ) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
     cluster.cut()
     cluster.wait_for(lambda: cluster.near.forms[1:])
@@ -202,7 +205,7 @@ def test_a_line_that_heals_after_its_node_was_given_up_brings_the_same_process_b
 
 
 def test_a_short_silence_is_waited_out(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
     cluster.cut()
     time.sleep(SILENCE_S / 2)
@@ -214,7 +217,7 @@ def test_a_short_silence_is_waited_out(cluster: Cluster) -> None:
 
 
 def test_a_line_that_is_reset_costs_one_generation_and_no_process(cluster: Cluster) -> None:
-    cluster.wait_for(cluster.mirrored)
+    cluster.wait_for_step(12)
 
     cluster.line.cut()
     grown = cluster.wait_for(lambda: [form for form in cluster.far.forms[1:] if form.world_size == 2])[-1]

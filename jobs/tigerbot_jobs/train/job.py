@@ -53,6 +53,7 @@ def run(run: Run) -> dict[str, Any]:
     cluster = connect(None, num_cpus=_local_cpus(spec))
     try:
         slots = _slots(spec)
+        alone = cluster.started_here and not os.environ.get("RAY_ADDRESS")  # else other machines must reach the hub
         rows: list[Row] = []
         with _exporter(job, rows), stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
 
@@ -62,7 +63,7 @@ def run(run: Run) -> dict[str, Any]:
                 tracked.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
                 shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
 
-            _supervise(job, on_row, slots, "127.0.0.1" if cluster.started_here else own_node_address())
+            _supervise(job, on_row, slots, "127.0.0.1" if alone else own_node_address())
         result = _result(run)
         tracked.log(_goodput(run), step=result["steps"])
         if spec.register_as:

@@ -133,7 +133,7 @@ class Hub:
         self._paused_for = ""
         self._leaving = False  # persist, then stop: Ctrl-C, or the end
         self._formed_at = 0.0
-        self._faulted_in = self._pause_generation = -1
+        self._faulted_in = self._pause_generation = self._told = -1
         self._steps_since_fault = self._furthest = self._request_number = 0
         self._verdict: Verdict | None = None
         self._kept = False  # the newest state is in storage: shared memory may be cleared
@@ -398,6 +398,7 @@ class Hub:
             tier, step, key, shards = "none", 0, "", []
         self._at_most = None
         self._watch.new_generation(generation.number, generation.members)
+        self._told = generation.number
         self._slow.new_generation(generation.members)
         self._probes, self._suspects = {}, {}
         for rank, worker in enumerate(generation.members):
@@ -537,7 +538,9 @@ class Hub:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._rendezvous.phase is Phase.RUNNING and now - self._checked_at >= _CHECK_S:
+        # Until its members were told, a generation beats in the name of the one before: nobody is silent by that.
+        told = self._rendezvous.phase is Phase.RUNNING and self._told == self._rendezvous.current.number
+        if told and now - self._checked_at >= _CHECK_S:
             self._checked_at = now
             for hang in self._watch.check():
                 self._hung(hang)
@@ -575,8 +578,9 @@ class Hub:
             return
         if self._rendezvous.phase is Phase.RUNNING:
             self._rendezvous.end()
-        if hang.kind == "node" and hang.node:
-            self._drop_keeper(hang.node)
+        keeper = self._keepers.get(self._workers[worker].hello.node) if worker in self._workers else None
+        if keeper is not None and time.monotonic() - keeper.seen > self._settings.silence_s:
+            self._drop_keeper(keeper.hello.node)
         if worker:
             self._end_worker(worker, hang.evidence)
         self._judge(None, hang.evidence)
