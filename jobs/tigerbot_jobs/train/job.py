@@ -16,7 +16,7 @@ from tigerbot.models import model_hash, preset_config, tokenizer_hash
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json
 from tigerbot.spec import TrainSpec
-from tigerbot.storage import open_store
+from tigerbot.storage import Store, open_store
 from tigerbot.tokens import TokenShards
 from tigerbot.tracking import track
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
@@ -116,8 +116,16 @@ def _checked(run: Run, spec: TrainSpec) -> WorkerJob:
         check_tokenizer(shards, wanted)
     if spec.model.path and not spec.lora:
         model_hash(spec.model.path)
+    check_writable(open_store(_absolute_storage(spec).uri), spec.name)
     local = spec.model_copy(update={"model": _absolute(spec), "storage": _absolute_storage(spec)})
     return WorkerJob(local, run.hash, str(run.folder.absolute()), train, validation, threads_of(spec, workers))
+
+
+def check_writable(store: Store, name: str) -> None:
+    """Raises: StorageError: nothing can be kept there; better said now than at the first checkpoint."""
+    key = f"{name}/.writable"
+    store.put_bytes(key, b"")
+    store.delete(key)
 
 
 def _workers(spec: TrainSpec) -> int:

@@ -60,6 +60,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.soak
 def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
     corpus: Corpus, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
     assert [row["step"] for row in read_rows(small_disk / "faulty/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.soak
 def test_a_checkpoint_with_a_flipped_byte_is_set_aside_and_the_one_before_it_is_used(
     corpus: Corpus, tmp_path: Path
 ) -> None:

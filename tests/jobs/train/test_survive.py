@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from small_corpus import Corpus, as_file, fingerprint
-
-from tigerbot.runs import read_json
-from tigerbot_jobs.train.metrics import read_rows
 
 TIGER = [sys.executable, "-m", "tigerbot.cli", "run"]
 STEPS = 60
@@ -37,60 +31,6 @@ def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dic
     raw = spec_of(corpus, "survivor", storage)
     subprocess.run([*TIGER, str(as_file(raw, storage))], check=True, timeout=200)
     return fingerprint(raw, STEPS)
-
-
-def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        rows = read_rows(metrics)
-        if rows and rows[-1]["step"] >= step:
-            return
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.05)
-    raise TimeoutError(f"no step {step}")
-
-
-def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(
-    corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    raw = spec_of(corpus, "survivor", tmp_path)
-    command = [*TIGER, str(as_file(raw, tmp_path))]
-    process = subprocess.Popen(command)
-    wait_for_step(process, tmp_path / "survivor/metrics.jsonl", random.randint(3, STEPS - 20))
-    children = {child: child.cmdline()[:4] for child in psutil.Process(process.pid).children(recursive=True)}
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-    subprocess.run(command, check=True, timeout=200)
-    # Ray's agents look for their raylet for a minute before they give up.
-    _, alive = psutil.wait_procs(children, timeout=90)
-
-    assert not [children[child] for child in alive]
-    assert fingerprint(raw, STEPS) == undisturbed
-    assert [row["step"] for row in read_rows(tmp_path / "survivor/metrics.jsonl")] == list(range(1, STEPS + 1))
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        runs = database.execute("select name, status from runs").fetchall()
-        steps = database.execute("select step from metrics where key = 'loss' order by step").fetchall()
-    assert runs == [("survivor", "FINISHED")]
-    assert [step for (step,) in steps] == list(range(1, STEPS + 1))
-
-
-def test_a_killed_worker_is_replaced_within_the_same_command(
-    corpus: Corpus, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    raw = spec_of(corpus, "survivor", tmp_path)
-    process = subprocess.Popen([*TIGER, str(as_file(raw, tmp_path))])
-    wait_for_step(process, tmp_path / "survivor/metrics.jsonl", 5)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
-    random.choice(workers).kill()
-
-    assert process.wait(timeout=240) == 0
-    assert fingerprint(raw, STEPS) == undisturbed
-    assert read_json(tmp_path / "survivor/state.json", {})["status"] == "done"
 
 
 @pytest.mark.soak
