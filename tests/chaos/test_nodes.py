@@ -12,7 +12,7 @@ from nodes import HealthCheck, RayCluster
 from small_corpus import Corpus
 from training import Training, left_in_memory, nobody_left, spec_for, undisturbed
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.soak]
 STEPS = 300
 # Ray takes a silent node for dead after about 10 s; the hub's watch is to be the first to know.
 PATIENT = HealthCheck(period_ms=500, timeout_ms=2500, failures=4)
