@@ -277,6 +277,9 @@ class _Handler(socketserver.StreamRequestHandler):
         older = sorted(self.server.folder.glob(f"mirror-{Path(about['name']).name}.*"), key=lambda p: p.stat().st_mtime)
         for path in older[:-_MIRRORS_KEPT]:
             path.unlink(missing_ok=True)
+        for path in self.server.folder.glob("mirror-*"):  # of the dead, two generations ago
+            if int(path.name.rsplit(".", 4)[1]) < int(about["generation"]) - 1:
+                path.unlink(missing_ok=True)
         self.wfile.write(b"\n")
 
 

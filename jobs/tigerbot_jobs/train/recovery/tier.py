@@ -32,9 +32,9 @@ class Tier:
 
     def __init__(self, prepared: Prepared, form: Form, link: Link, folder: Path, name: str, node: str) -> None:
         self._prepared, self._form, self._link, self._node = prepared, form, link, node
-        # A generation's first snapshot has a file of its own: the older ones live until it is whole.
-        self._older = list(folder.glob(f"worker-{name}.*"))
+        # A generation has a file of its own: the older ones, of the dead too, live until it is whole on every rank.
         self._path = folder / f"worker-{name}.{form.generation}"
+        self._written = 0
         self._buffer: SnapshotBuffer | None = None
         self._tolerance = prepared.job.spec.fault_tolerance
         self._last, self._copy_s = form.step, 0.0
@@ -68,8 +68,9 @@ class Tier:
             state, step=progress.step, generation=form.generation, extra=progress.as_extra(), hold=saves
         )
         self._last = progress.step
-        while self._older:
-            self._older.pop().unlink(missing_ok=True)
+        self._written += 1
+        if self._written == 2:  # every rank has its first one: they met in a step since
+            self._forget_older()
         if saves:
             header = self._prepared.header(engine, progress.step, form.world_size, form.generation)
             self._link.send(Saved(form.generation, progress.step, str(self._path), asdict(header)))
@@ -85,6 +86,11 @@ class Tier:
         """How long a step takes, for how often a snapshot may."""
         if self._fixed is None and self._copy_s:
             self._every = interval(self._copy_s, step_s, before=self._every)
+
+    def _forget_older(self) -> None:
+        for path in self._path.parent.glob("worker-*"):
+            if int(path.suffix.removeprefix(".") or 0) < self._form.generation:
+                path.unlink(missing_ok=True)
 
     def _assemble(self, engine: Engine, shards: list[Shard]) -> Progress:
         def read(shard: int, name: str, begin: int, end: int) -> Tensor:
