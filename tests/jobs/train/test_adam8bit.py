@@ -196,6 +196,7 @@ def _rank(rank: int, folder: str) -> None:
             found.setdefault((stage, optimizer), []).append((losses, state_bytes(adam)))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    os._exit(0)  # a thread of torch's may abort a process that ends by itself
 
 
 def batch_of(rank: int) -> Batch:

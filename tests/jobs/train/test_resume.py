@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def _rank(rank: int, world_size: int, meeting: str, jobs: list[WorkerJob]) -> No
     for job in jobs:
         train_rank(job, rank, world_size, torch.device("cpu"))
     dist.destroy_process_group()
+    os._exit(0)  # a thread of torch's may abort a process that ends by itself
 
 
 def train(jobs: list[WorkerJob], world_size: int, tmp_path: Path) -> None:
