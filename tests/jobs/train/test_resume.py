@@ -128,6 +128,7 @@ def test_a_lora_run_resumes_and_its_adapter_names_its_base(
     assert load_model(tmp_path / "lora/model").peft_config
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_stage(
     stages: dict[int, dict[str, Any]], corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def flip(state: Path, place: int) -> None:
     state.write_bytes(data)
 
 
+@pytest.mark.soak
 def test_a_flipped_byte_costs_one_checkpoint_and_a_second_one_the_run(
     corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
