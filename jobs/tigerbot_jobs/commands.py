@@ -9,7 +9,9 @@ import typer
 
 Folder = Annotated[Path, typer.Option("--in", metavar="FOLDER", help="a storage folder")]
 RUNS = Path("tiger-runs")
-nodes_app = typer.Typer(help="Nodes that failed: list their faults, keep one out, let one in again.")
+nodes_app = typer.Typer(
+    help="Nodes that failed: list their faults, keep one out, let one in again. Example: tiger nodes --in tiger-runs"
+)
 
 
 def register(app: typer.Typer) -> None:

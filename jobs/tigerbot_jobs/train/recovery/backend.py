@@ -103,12 +103,13 @@ class Workers:
 
 def _kill_controllers() -> None:
     """Ray Train keeps the handle of its controller to itself; the workers are the controller's, and go with it."""
-    import ray
+    import ray._private.state
+    import ray._private.worker
     from ray._raylet import ActorID
 
-    worker = ray._private.worker.global_worker
+    worker: Any = ray._private.worker.global_worker
     with contextlib.suppress(Exception):  # Ray is gone
-        for name, actor in ray._private.state.actors().items():
+        for name, actor in ray._private.state.actors().items():  # type: ignore[reportPrivateImportUsage]
             ours = actor["JobID"] == worker.current_job_id.hex()
             if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD" and ours:
                 worker.core_worker.kill_actor(ActorID.from_hex(name), True)
