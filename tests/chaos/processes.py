@@ -48,6 +48,10 @@ class Leashed:
         self._said: list[str] = []
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
+        self._begun()
+
+    def _begun(self) -> None:
+        """What a kind of command does at once."""
 
     def processes(self) -> list[psutil.Process]:
         """All of its processes, by the host's ids, the leash left out."""
@@ -102,16 +106,7 @@ class Node:
 class Driver(Leashed):
     """A program that uses a cluster."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        environment: Mapping[str, str],
-        *,
-        prefix: Sequence[str] = (),
-        options: Sequence[str] = (),
-    ) -> None:
-        super().__init__(command, log, environment, prefix=prefix, options=options)
+    def _begun(self) -> None:
         self._first: psutil.Process | None = None
         # Looked for now, while there is only one: later its orphans would be there too.
         while self._first is None and self._reader.is_alive():

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tigerbot.cluster import connect
-from tigerbot.errors import ClusterError, DataError, InputError, ModelError, TigerError
+from tigerbot.errors import ClusterError, DataError, InputError, ModelError
 from tigerbot.models import model_hash, preset_config, tokenizer_hash
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import Store, open_store
 from tigerbot.tokens import TokenShards
-from tigerbot.tracking import track
+from tigerbot.tracking import TrackedRun, tracked
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
 from tigerbot_jobs.train.engine import deepspeed_config
 from tigerbot_jobs.train.exporter import Exporter, Live
@@ -49,40 +49,38 @@ def run(run: Run) -> dict[str, Any]:
     job = _checked(run, spec)
     if spec.islands is not None and spec.islands.member is None:
         return run_islands(run, job)
-    tracker, tracked = track(run)
-    cluster = connect(None, num_cpus=_local_cpus(spec))
-    try:
-        slots = _slots(spec)
-        alone = cluster.started_here and not os.environ.get("RAY_ADDRESS")  # else other machines must reach the hub
-        rows: list[Row] = []
-        with _exporter(job, rows), stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
+    with tracked(run) as (_, its_run):
+        cluster = connect(None, num_cpus=_local_cpus(spec))
+        try:
+            alone = cluster.started_here and not os.environ.get("RAY_ADDRESS")
+            result = _trained(run, job, its_run, alone=alone)
+        finally:
+            cluster.stop()
+    return run.finish(result)  # last: a run that is done is not opened again, and MLflow knows by now
 
-            def on_row(row: Row) -> None:
-                append_row(run.folder / "metrics.jsonl", row)
-                rows[:] = [row]
-                tracked.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
-                shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
 
-            _supervise(job, on_row, slots, "127.0.0.1" if alone else own_node_address())
-        result = _result(run)
-        tracked.log(_goodput(run), step=result["steps"])
-        if spec.register_as:
-            tracked.register(spec.register_as, run.folder / "model")
-        tracked.finish()
-        print(
-            f"  loss {result['loss']:.3f}, held out {result['validation_loss'] or math.nan:.3f}, "
-            f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} a second"
-        )
-        return run.finish(result)
-    except TigerError:
-        tracked.finish("FAILED")
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        tracked.finish("KILLED")
-        raise
-    finally:
-        tracker.close()
-        cluster.stop()
+def _trained(run: Run, job: WorkerJob, its_run: TrackedRun, *, alone: bool) -> dict[str, Any]:
+    """The run under its hub, to its end. `alone`: no other machine has to reach the hub."""
+    spec, rows = job.spec, list[Row]()
+    slots = _slots(spec)
+    with _exporter(job, rows), stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
+
+        def on_row(row: Row) -> None:
+            append_row(run.folder / "metrics.jsonl", row)
+            rows[:] = [row]
+            its_run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            shown.update(row["tokens"], f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+
+        _supervise(job, on_row, slots, "127.0.0.1" if alone else own_node_address())
+    result = _result(run)
+    its_run.log(_goodput(run), step=result["steps"])
+    if spec.register_as:
+        its_run.register(spec.register_as, run.folder / "model")
+    print(
+        f"  loss {result['loss']:.3f}, held out {result['validation_loss'] or math.nan:.3f}, "
+        f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} a second"
+    )
+    return result
 
 
 def _checked(run: Run, spec: TrainSpec) -> WorkerJob:

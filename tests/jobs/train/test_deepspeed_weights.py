@@ -79,18 +79,20 @@ def test_training_begins_from_them(checkpoints: Path, corpus: Corpus, tmp_path: 
 
 
 class Bomb:
+    def __init__(self, leaves: Path) -> None:
+        self._leaves = leaves
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/tiger-bomb",)
+        return os.system, (f"touch {self._leaves}",)
 
 
 def test_a_pickle_that_is_more_than_weights_is_not_loaded(tmp_path: Path) -> None:
-    Path("/tmp/tiger-bomb").unlink(missing_ok=True)
-    torch.save({"module": {}, "x": Bomb()}, tmp_path / "mp_rank_00_model_states.pt")
+    torch.save({"module": {}, "x": Bomb(tmp_path / "exploded")}, tmp_path / "mp_rank_00_model_states.pt")
 
     with pytest.raises(ModelError, match="holds more than weights and is not loaded"):
         weights(tmp_path)
 
-    assert not Path("/tmp/tiger-bomb").exists()
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_what_is_no_checkpoint_or_does_not_fit_is_one_line(checkpoints: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tigerbot.progress import Stage, stage
 from tigerbot.runs import Run, local_root, read_json, write_json, write_text
 from tigerbot.spec import Islands, TrainSpec, parse_spec
 from tigerbot.storage import open_store
-from tigerbot.tracking import track
+from tigerbot.tracking import tracked
 from tigerbot_jobs.train.islands.children import Child, last_line, spawn, why
 from tigerbot_jobs.train.islands.server import SECRET
 from tigerbot_jobs.train.islands.state import load_state
@@ -45,23 +45,13 @@ def run_islands(run: Run, job: WorkerJob) -> dict[str, Any]:
     Raises:
         TigerError: an island's input is wrong, or none came to its end.
     """
-    tracker, tracked = track(run)
-    try:
-        with _Fleet(run, job, lambda row: tracked.log(_values(row), step=int(row["step"]))) as fleet:
+    with tracked(run) as (_, its_run):
+        with _Fleet(run, job, lambda row: its_run.log(_values(row), step=int(row["step"]))) as fleet:
             fleet.follow()
         result = _finish(run, job, fleet)
         if job.spec.register_as:
-            tracked.register(job.spec.register_as, run.folder / "model")
-        tracked.finish()
-        return run.finish(result)
-    except TigerError:
-        tracked.finish("FAILED")
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        tracked.finish("KILLED")
-        raise
-    finally:
-        tracker.close()
+            its_run.register(job.spec.register_as, run.folder / "model")
+    return run.finish(result)
 
 
 @dataclass
