@@ -14,7 +14,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
 def test_any_points_give_a_picture(points: list[tuple[float, float]], log_x: bool) -> None:
     picture = chart([Series("loss <val>", points)], x="步", y="loss & more", log_x=log_x)
 
-    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert ElementTree.fromstring(picture).tag in ("svg", "p")  # a sentence where there is nothing to draw
 
 
 def test_ticks_are_round_numbers() -> None:
