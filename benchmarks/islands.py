@@ -230,7 +230,8 @@ def _rank(given: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from tigerbot.spec import TrainSpec, parse_spec, spec_hash
-    from tigerbot_jobs.train.loop import WorkerJob, train_rank
+    from tigerbot_jobs.train.alone import train_rank
+    from tigerbot_jobs.train.prepared import WorkerJob
 
     spec = parse_spec(given["spec"])
     assert isinstance(spec, TrainSpec)

@@ -22,10 +22,11 @@ sys.path.append(str(Path(__file__).parents[1] / "jobs/train"))
 from small_corpus import Corpus, as_file, as_train
 
 from tigerbot.spec import spec_hash
+from tigerbot_jobs.train.alone import train_rank
 from tigerbot_jobs.train.goodput import account
 from tigerbot_jobs.train.ledger import Event, read_events
-from tigerbot_jobs.train.loop import WorkerJob, train_rank
 from tigerbot_jobs.train.metrics import read_rows
+from tigerbot_jobs.train.prepared import WorkerJob
 from tigerbot_jobs.train.shard import Shard
 
 ON_TWO = {"workers": [1, 2], "cpus_per_worker": 1, "threads_per_worker": 1}

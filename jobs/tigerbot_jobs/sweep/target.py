@@ -57,7 +57,8 @@ class _TrainTarget:
         import torch
         import torch.distributed as dist
 
-        from tigerbot_jobs.train.loop import WorkerJob, train_rank
+        from tigerbot_jobs.train.alone import train_rank
+        from tigerbot_jobs.train.prepared import WorkerJob
 
         folder = Path(tempfile.mkdtemp(prefix="trial-"))
         spec = _changed(self._path, self._fixed | dict(params) | {"storage.uri": str(folder)})

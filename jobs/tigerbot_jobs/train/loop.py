@@ -1,87 +1,42 @@
 """The training loop of one rank in one process group. It reads as the run goes: restore, step, look, keep, finish.
 
-Where state is kept is the `Keep` it is given, and who is told what it does is the `Told`: a run of its own has simple ones
-(`train_rank`), a rank under the hub has those of the room `recovery`.
+Where state is kept is the `Keep` it is given, and who is told what it does is the `Told`: a rank alone has simple ones
+(`alone.py`), a rank under the hub has those of the room `recovery`.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from tigerbot.errors import CorruptError, IdentityError
-from tigerbot.models import load_tokenizer, tokenizer_hash
+from tigerbot.models import load_tokenizer
 from tigerbot.runs import write_json
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
 from tigerbot.tokens import Batch
-from tigerbot_jobs.train.checkpoint import Checkpoints, Header
-from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
+from tigerbot_jobs.train.data import BatchPlan
 from tigerbot_jobs.train.engine import (
     Engine,
-    connect_ranks,
     count_labels,
     flops_per_token,
-    peak_flops,
-    trained_module,
 )
 from tigerbot_jobs.train.islands.sync import outer_of
-from tigerbot_jobs.train.metrics import Row, append_row
-from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
-from tigerbot_jobs.train.reshard import Read
+from tigerbot_jobs.train.keeping import Keep, Progress, Told
+from tigerbot_jobs.train.metrics import Row
+from tigerbot_jobs.train.model import base_folder
+from tigerbot_jobs.train.prepared import Prepared
 from tigerbot_jobs.train.schedule import learning_rate
-from tigerbot_jobs.train.shard import ShardMeta
 from tigerbot_jobs.train.watch.checksums import vote
 from tigerbot_jobs.train.watch.guard import LossGuard, Rollback, Skip, Stop, newest
 
 Why = Literal["done", "pause", "rollback", "stop"]
-_SAVE_SHARE = 0.03  # of the time may go into checkpoints when their interval is `auto`
-_SAVE_FLOOR_S = 30.0
 _REPLICAS_EVERY = 200  # steps: at 5 GB/s a thousandth of the time
 _ROWS_KEPT = 32  # more than a heartbeat has between two
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """What every rank is given. `hub` and `token` are empty where a rank has no hub."""
-
-    spec: TrainSpec
-    hash: str
-    folder: str
-    train: list[tuple[Path, float]]
-    validation: list[Path]
-    threads: int
-    hub: str = ""
-    token: str = ""
-    run_id: str = ""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a state knows beside the weights.
-
-    `voided` steps were taken back and count without an update. `rows` are the last ones logged: whoever was to hand them
-    on may have died with the steps they tell of.
-    """
-
-    step: int
-    voided: tuple[int, ...] = ()
-    guard: dict[str, Any] = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
-
-    def as_extra(self) -> dict[str, Any]:
-        return {"voided": list(self.voided), "guard": self.guard, "rows": list(self.rows)}
-
-    @classmethod
-    def of(cls, step: int, extra: dict[str, Any]) -> Progress:
-        return cls(step, tuple(extra.get("voided", ())), dict(extra.get("guard", {})), tuple(extra.get("rows", ())))
 
 
 @dataclass(frozen=True)
@@ -92,132 +47,6 @@ class Outcome:
     step: int
     text: str = ""
     rollback: Rollback | None = None
-
-
-class Keep(Protocol):
-    """Where a rank's state goes and comes from. Methods marked collective are called by every rank."""
-
-    def restore(self, engine: Engine) -> Progress:
-        """Collective. Put back what there is; step 0 where there is nothing."""
-        ...
-
-    def due(self, step: int) -> bool:
-        """On rank 0: whether the state after `step` goes into memory."""
-        ...
-
-    def save_due(self, step: int) -> bool:
-        """On rank 0: whether the state after `step` goes into storage."""
-        ...
-
-    def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
-        """Collective. Keep the state in memory, and with `save` in storage too."""
-        ...
-
-    def rewind(self, engine: Engine, at_most: int) -> Progress | None:
-        """Collective. Back to a state in memory of at most this step; None where there is none."""
-        ...
-
-
-class Told(Protocol):
-    """Who is told what a rank does."""
-
-    def phase(self, phase: str, step: int) -> None: ...
-
-    def step_done(self, row: list[float], own_s: float) -> None: ...
-
-    def log(self, row: Row) -> None: ...
-
-    def say(self, kind: str, **about: Any) -> None: ...
-
-    def paused(self) -> bool:
-        """Whether the rank is to leave at the next step boundary."""
-        ...
-
-    def after_step(self) -> None:
-        """At a step boundary: time for what somebody asked for."""
-        ...
-
-
-class Prepared:
-    """What a process has ready before it has a rank, and keeps from one process group to the next."""
-
-    def __init__(self, job: WorkerJob, device: torch.device, *, verify: bool) -> None:
-        torch.set_num_threads(job.threads)
-        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-        # Deterministic mode also fills every fresh tensor with NaN to show bugs: a tenth of a small model's step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        spec = job.spec
-        self.job, self.device = job, device
-        self.tokenizer = tokenizer_folder(spec.model)
-        self.tokenizer_hash = tokenizer_hash(self.tokenizer)
-        self.data = TrainingData(
-            job.train,
-            job.validation,
-            sequence_length=spec.data.sequence_length,
-            tokenizer_hash=self.tokenizer_hash,
-            seed=spec.train.seed,
-            verify=verify,
-        )
-        self.say: Callable[[str], None] = print
-        self._module: LanguageModel | None = None
-        self._peak = 0.0
-
-    def module(self, *, fresh: bool) -> LanguageModel:
-        """The model: the one there is, or as the seed makes it. ZeRO 3 cuts a module's weights up for good."""
-        if fresh or self._module is None:
-            self._module = trained_module(make_model(self.job.spec), self.job.spec.train, self.device)
-        return self._module
-
-    def forget_module(self) -> None:
-        self._module = None
-
-    def peak_flops(self, precision: str) -> float:
-        """Of one rank, measured once."""
-        self._peak = self._peak or peak_flops(self.device, precision)
-        return self._peak
-
-    def header(self, engine: Engine, step: int, world_size: int, generation: int = 0) -> Header:
-        """What a checkpoint of this run says of itself."""
-        about = (self.job.hash, self.tokenizer_hash, self.job.threads, generation)
-        return Header(step, world_size, engine.zero_stage, *about)
-
-    def restored(self, engine: Engine) -> Progress:
-        """Collective. Put in the newest checkpoint in storage that is whole; step 0 where there never was one.
-
-        Raises:
-            IdentityError: it is of another spec or tokenizer.
-            CorruptError: there are some, and all are damaged.
-        """
-        checkpoints, damaged = self.checkpoints(), None
-        while (key := checkpoints.latest()) is not None:
-            header = checkpoints.header(key)
-            self._check_identity(key, header)
-            kept: list[dict[str, Any]] = []
-
-            def put(shards: list[ShardMeta], read: Read, kept: list[dict[str, Any]] = kept) -> None:
-                engine.restore(shards, read)
-                kept.append(shards[0].extra)
-
-            if checkpoints.restore(key, put, wanted=engine.shards_read):
-                return Progress.of(header.step, kept[0])
-            damaged = key
-        if damaged is not None:
-            raise CorruptError("no whole checkpoint is left", where=damaged, fix="--replace begins anew")
-        return Progress(0)
-
-    def checkpoints(self) -> Checkpoints:
-        spec = self.job.spec
-        prefix, keep = f"{spec.name}/checkpoints", spec.storage.keep
-        return Checkpoints(open_store(spec.storage.uri), prefix, keep=keep, say=self.say)
-
-    def _check_identity(self, key: str, header: Header) -> None:
-        for name, value in {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash}.items():
-            if getattr(header, name) != value:
-                raise IdentityError(
-                    f"{name} was {getattr(header, name)}, now it is {value}",
-                    where=f"checkpoint {key}",
-                    fix="resume it as it was, or --replace to begin anew",
-                )
 
 
 class RankRun:
@@ -441,103 +270,9 @@ class _Spent:
         return [step, *(round(value, 6) for value in seconds), tokens]
 
 
-def make_engine(prepared: Prepared, plan: BatchPlan, *, fresh: bool, on_phase: Callable[[str], None] | None) -> Engine:
-    """An engine in the process group there is."""
-    spec = prepared.job.spec
-    module = prepared.module(fresh=fresh)
-    return Engine(module, spec.train, spec.deepspeed, plan, prepared.device, on_phase=on_phase)
-
-
-def train_rank(
-    job: WorkerJob,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    *,
-    on_row: Callable[[Row], None] | None = None,
-    keep_model: bool = True,
-) -> None:
-    """Train as one rank of a process group that exists, without a hub; rank 0 hands every logged row to `on_row`."""
-    connect_ranks(rank, world_size, device)
-    prepared = Prepared(job, device, verify=rank == 0)
-    plan = plan_batches(job.spec, world_size)
-    told = _File(Path(job.folder) / "metrics.jsonl", on_row)
-    engine = make_engine(prepared, plan, fresh=True, on_phase=None)
-    run = RankRun(prepared, engine, plan, _Storage(prepared, keep_model), told, None)
-    run.train()
-    if keep_model:
-        run.finish()
-
-
-class _File:
-    """Rows to a file, and to a callable; nobody else is told."""
-
-    def __init__(self, path: Path, on_row: Callable[[Row], None] | None) -> None:
-        self._path, self._on_row = path, on_row
-
-    def phase(self, phase: str, step: int) -> None:
-        pass
-
-    def step_done(self, row: list[float], own_s: float) -> None:
-        pass
-
-    def say(self, kind: str, **about: Any) -> None:
-        pass
-
-    def paused(self) -> bool:
-        return False
-
-    def after_step(self) -> None:
-        pass
-
-    def log(self, row: Row) -> None:
-        append_row(self._path, row)
-        if self._on_row is not None:
-            self._on_row(row)
-
-
-class _Storage:
-    """State straight into storage, every rank its own, while training waits. Short runs, and those that keep nothing."""
-
-    def __init__(self, prepared: Prepared, keeps: bool) -> None:
-        spec = prepared.job.spec
-        self._prepared, self._keeps, self._tolerance = prepared, keeps, spec.fault_tolerance
-        self._saved_at, self._every_s = time.monotonic(), _SAVE_FLOOR_S
-
-    def restore(self, engine: Engine) -> Progress:
-        return self._prepared.restored(engine) if self._keeps else Progress(0)
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def save_due(self, step: int) -> bool:
-        if not self._keeps:
-            return False
-        if self._tolerance.checkpoint_every_steps:
-            return step % self._tolerance.checkpoint_every_steps == 0
-        every = self._tolerance.checkpoint_every_s
-        return time.monotonic() - self._saved_at >= (self._every_s if every == "auto" else every)
-
-    def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
-        if save and self._keeps:
-            header = self._prepared.header(engine, progress.step, dist.get_world_size())
-            meta = replace(engine.shard(extra=progress.as_extra()), step=progress.step)
-            took = self._prepared.checkpoints().save(engine.state(), meta, header)
-            self._every_s = max(_SAVE_FLOOR_S, took / _SAVE_SHARE)
-            self._saved_at = time.monotonic()
-
-    def rewind(self, engine: Engine, at_most: int) -> Progress | None:
-        return None
-
-
 def _publish(spec: TrainSpec, folder: Path) -> None:
     """Where storage is a bucket, the model goes there too: rank 0's node may not be the driver's."""
     if spec.storage.uri.startswith("s3://"):
         store = open_store(spec.storage.uri)
         store.commit_folder(folder / "model", f"{spec.name}/model")
         store.put_file(folder / "trained.json", f"{spec.name}/trained.json")
-
-
-def threads_of(spec: TrainSpec, workers: int) -> int:
-    """Threads of a worker: as the spec says, else an equal part of this machine's cores."""
-    return spec.scale.threads_per_worker or max(1, (os.cpu_count() or 1) // workers)

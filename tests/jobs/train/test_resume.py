@@ -16,8 +16,9 @@ from small_corpus import Corpus, as_train, fingerprint
 from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import load_model
 from tigerbot.spec import parse_spec, spec_hash
-from tigerbot_jobs.train.loop import WorkerJob, train_rank
+from tigerbot_jobs.train.alone import train_rank
 from tigerbot_jobs.train.metrics import read_rows
+from tigerbot_jobs.train.prepared import WorkerJob
 
 
 def job_of(raw: dict[str, Any], corpus: Corpus, *, hash: str = "") -> WorkerJob:

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from small_corpus import Corpus, as_train
 
 from tigerbot.spec import spec_hash
-from tigerbot_jobs.train.loop import WorkerJob, train_rank
+from tigerbot_jobs.train.alone import train_rank
 from tigerbot_jobs.train.metrics import read_rows
+from tigerbot_jobs.train.prepared import WorkerJob
 
 pytestmark = [
     pytest.mark.gpu,

@@ -32,9 +32,9 @@ from tigerbot_jobs.train.islands.children import Child, last_line, spawn, why
 from tigerbot_jobs.train.islands.server import SECRET
 from tigerbot_jobs.train.islands.state import load_state
 from tigerbot_jobs.train.islands.sync import SERVER
-from tigerbot_jobs.train.loop import WorkerJob
 from tigerbot_jobs.train.metrics import Follower, Row, append_row, read_rows
 from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
+from tigerbot_jobs.train.prepared import WorkerJob
 
 _POLL_S = 0.3
 

@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
-from tigerbot_jobs.train.loop import WorkerJob
+from tigerbot_jobs.train.prepared import WorkerJob
 from tigerbot_jobs.train.recovery.worker import train_worker
 
 HEALTH_CHECK_S = 0.2

@@ -28,8 +28,9 @@ from tigerbot.spec import TrainSpec
 from tigerbot.tokens import Batch
 from tigerbot_jobs.train.data import BatchPlan, plan_batches
 from tigerbot_jobs.train.engine import Engine, connect_ranks, precision_of, trained_module
-from tigerbot_jobs.train.loop import Outcome, Prepared, RankRun, WorkerJob, make_engine
+from tigerbot_jobs.train.loop import Outcome, RankRun
 from tigerbot_jobs.train.metrics import Row
+from tigerbot_jobs.train.prepared import Prepared, WorkerJob, make_engine
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
 from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
 from tigerbot_jobs.train.recovery.link import HUB_GONE, Link
