@@ -3,33 +3,35 @@
 A process that dies closes its socket, and the hub knows within a millisecond; one that is stuck goes quiet, and the
 watch names it. Then the hub calls the generation off, waits until every living member is out, finds the newest whole
 state, and forms the next generation from the survivors and the spares. It is the only one that decides, and every
-decision goes to the ledger. It knows nothing about Ray, models or storage: those are the callables it is given.
+decision goes to the ledger. It knows nothing about Ray, models or storage: those are the callables it is given; lines are
+`peers.py`'s, who holds which rank `rendezvous.py`'s, faults and budgets `books.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tigerbot_jobs.train.ledger import Ledger
 from tigerbot_jobs.train.recovery import messages as say
-from tigerbot_jobs.train.recovery.inventory import Restored, newest_whole
+from tigerbot_jobs.train.recovery.books import Books
+from tigerbot_jobs.train.recovery.inventory import Restored, choose, newest_whole
+from tigerbot_jobs.train.recovery.peers import Peer, Peers
 from tigerbot_jobs.train.recovery.persist import Persister
 from tigerbot_jobs.train.recovery.rendezvous import Generation, Phase, Rendezvous
+from tigerbot_jobs.train.recovery.suspects import Finding, Suspects
 from tigerbot_jobs.train.watch.beats import Beat
-from tigerbot_jobs.train.watch.bugs import BugKey, BugMemory
+from tigerbot_jobs.train.watch.bugs import BugKey
 from tigerbot_jobs.train.watch.hangs import Hang, HangWatch
-from tigerbot_jobs.train.watch.stragglers import Mark, SlowRanks, confirm
 
 _TICK_S = 0.05
+_FAULT_OF_HANG = {"node": "node", "partition": "partition", "collective": "partition", "shared": "storage"}
 _CHECK_S = 0.25  # the watch looks at every member
-_HELLO_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,6 @@ class Verdict:
 
     reason: str
     error: dict[str, str] | None = None
-
-
-@dataclass
-class Peer:
-    """One connection."""
-
-    hello: say.Hello
-    writer: asyncio.StreamWriter
-    seen: float
-    asked: set[asyncio.Future[Any]] = field(default_factory=set)  # what it has not answered yet
-
-    def send(self, message: say.Message) -> None:
-        with contextlib.suppress(Exception):
-            self.writer.write(say.encode(message))
 
 
 @dataclass(frozen=True)
@@ -85,10 +73,11 @@ class Hub:
         settings: bounds.
         ledger: where everything is written down.
         persister: keeps snapshots in storage, and finds what is there.
-        on_row: of every metrics row that rank 0 logs; called from the hub's thread.
+        on_row: of every metrics row that rank 0 logs. All callables are called from the hub's thread and must not block.
+        on_node: a node has a worker and wants a keeper.
         on_fault: (node, kind, evidence) of every fault that has a node: whether that node is to be kept out from now on.
-        on_event: of what a person may want to hear: rollback, stop; called from the hub's thread, must not block.
-        on_node: a node was seen for the first time and wants a keeper; called from the hub's thread, must not block.
+        on_event: of what a person may want to hear: rollback, note.
+        generation, history: of the earlier lives of this run.
     """
 
     def __init__(
@@ -104,52 +93,39 @@ class Hub:
         generation: int = 0,
         history: list[Restored] | None = None,
     ) -> None:
-        self._settings, self._ledger, self._persister = settings, ledger, persister
-        self._on_row, self._on_node, self._on_fault, self._on_event = on_row, on_node, on_fault, on_event
-        self._slow = SlowRanks()
-        self._probes: dict[str, float] = {}
-        self._suspects: dict[str, str] = {}  # slow by their own times, until a probe says more
-        self._kept_out: set[str] = set()
-        self._checked_at = 0.0
+        self._settings, self._persister = settings, persister
+        self._on_row, self._on_node, self._on_fault = on_row, on_node, on_fault
+        self._peers = Peers(settings.token, self)
+        self._books = Books(ledger, settings.max_failures, on_event)
         self._rendezvous = Rendezvous(settings.low, settings.high, generation)
+        self._watch = HangWatch(floor_s=settings.hang_floor_s, silence_s=settings.silence_s)
+        self._suspects = Suspects()
+        self._kept_out: set[str] = set()  # nodes
         self._full = min(settings.high, settings.expected)  # what the cluster can hold
         self._history = list(history or [])
-        self._workers: dict[str, Peer] = {}
-        self._keepers: dict[str, Peer] = {}  # by node
-        self._condemned: set[str] = set()  # workers that a keeper kills: they are not let in again
-        self._nodes: dict[str, str] = {}  # that have a keeper, or will have: Ray's id of each
-        self._watch = HangWatch(floor_s=settings.hang_floor_s, silence_s=settings.silence_s)
-        self._bugs = BugMemory()
-        self._faults = 0
-        self._began = time.monotonic()
-        self._ended_at = 0.0
+        # Of the generation there is, or is to be.
         self._reason = "start"
         self._restored: set[str] = set()
         self._done: set[str] = set()
-        self._step = 0
+        self._told = self._pause_generation = -1
+        self._paused_for = ""
+        self._at_most: int | None = None  # no later step may be taken: a rollback
         self._skips: list[list[int]] = []
         self._guard: dict[str, Any] = {}
-        self._at_most: int | None = None
-        self._paused_for = ""
-        self._leaving = False  # persist, then stop: Ctrl-C, or the end
-        self._formed_at = 0.0
-        self._faulted_in = self._pause_generation = self._told = -1
-        self._steps_since_fault = self._furthest = self._request_number = 0
+        self._header: dict[str, Any] | None = None  # of the last snapshot that was to be kept
+        self._began = time.monotonic()
+        self._ended_at = self._formed_at = self._checked_at = 0.0
+        # The end.
+        self._leaving = False  # persist, then stop: Ctrl-C, or a failure
         self._verdict: Verdict | None = None
         self._kept = False  # the newest state is in storage: shared memory may be cleared
-        self._finished = threading.Event()
-        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._finished, self._started = threading.Event(), threading.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True, name="hub")
-        self._header: dict[str, Any] | None = None
-        persister.persist_on, persister.ask_for_snapshot, persister.log = (
-            self.persist_on,
-            self._ask_for_snapshot,
-            self._log,
-        )
-        self._address: asyncio.Future[str] = self._loop.create_future()
-        self._started = threading.Event()
+        self._host = self._address = ""
+        persister.persist_on, persister.ask_for_snapshot = self._peers.ask_node, self._ask_for_snapshot
+        persister.log = self._books.log
 
     # For the driver.
 
@@ -158,7 +134,7 @@ class Hub:
         self._host = host
         self._thread.start()
         self._started.wait()
-        return self._address.result()
+        return self._address
 
     def wait(self, timeout_s: float) -> Verdict | None:
         """The verdict, if there is one within `timeout_s`."""
@@ -167,7 +143,7 @@ class Hub:
 
     def node_going(self, ray_node: str, source: str, deadline_s: float) -> None:
         """Ray, or whoever knows, says that a node will go."""
-        names = {one.hello.node for one in self._workers.copy().values() if one.hello.ray_node == ray_node}
+        names = {one.hello.node for one in self._peers.workers.copy().values() if one.hello.ray_node == ray_node}
         for node in names:
             self._loop.call_soon_threadsafe(self._noticed, node, source, deadline_s)
 
@@ -182,11 +158,8 @@ class Hub:
 
     @property
     def step(self) -> int:
-        return self._step
-
-    @property
-    def workers(self) -> dict[str, say.Hello]:
-        return {name: peer.hello for name, peer in self._workers.items()}
+        """Optimizer steps done."""
+        return self._books.step
 
     # The thread.
 
@@ -195,166 +168,122 @@ class Hub:
         try:
             self._loop.run_until_complete(self._serve())
         finally:
+            self._started.set()
             self._finished.set()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connection, self._host, 0, limit=say.LINE_LIMIT)
-        self._address.set_result(f"{self._host}:{server.sockets[0].getsockname()[1]}")
+        server, self._address = await self._peers.listen(self._host)
         self._started.set()
         async with server:
             while self._verdict is None:
                 await asyncio.sleep(_TICK_S)
                 self._tick()
-            for peer in (*self._workers.values(), *self._keepers.values()):
-                peer.send(say.Stop(say.KEPT if self._kept else self._verdict.reason))
-                with contextlib.suppress(Exception):
-                    await asyncio.wait_for(peer.writer.drain(), 1)
+            await self._peers.stop(say.KEPT if self._kept else self._verdict.reason)
             self._finished.set()
             await asyncio.sleep(0.2)  # the stops are on their way
-        for peer in (*self._workers.values(), *self._keepers.values()):
-            peer.writer.transport.abort()
+        self._peers.close()
         for task in self._tasks:
             task.cancel()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         await asyncio.wait(others, timeout=1) if others else None
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = None
-        try:
-            hello = say.decode(await asyncio.wait_for(reader.readline(), _HELLO_S))
-            if not isinstance(hello, say.Hello) or not hmac.compare_digest(hello.token, self._settings.token):
-                return
-            if hello.worker in self._condemned:
-                return
-            peer = Peer(hello, writer, time.monotonic())
-            self._joined(peer)
-            while line := await reader.readline():
-                peer.seen = time.monotonic()
-                self._take(peer, say.decode(line))
-        except (TimeoutError, ValueError, ConnectionError, asyncio.LimitOverrunError):
-            pass  # as a connection that closed
-        finally:
-            writer.close()
-            if peer is not None:
-                self._left(peer)
+    # What the lines say.
 
-    def _joined(self, peer: Peer) -> None:
+    def worker_joined(self, peer: Peer) -> None:
         hello = peer.hello
-        if hello.role == "keeper":
-            self._keepers[hello.node] = peer
-            self._pair_keepers()
-            return
-        before = self._workers.get(hello.worker)
-        if before is not None:
-            self._left(before)  # its line broke, and it noticed first
-            before.writer.transport.abort()
-        self._workers[hello.worker] = peer
         if hello.node in self._kept_out:
             self._rendezvous.bar(hello.worker)
-        self._log("worker_joined", worker=hello.worker, host=hello.host, node=hello.node, pid=hello.pid)
-        if self._nodes.get(hello.node) != hello.ray_node:
-            self._nodes[hello.node] = hello.ray_node
-            self._on_node(hello)
+        self._books.log("worker_joined", worker=hello.worker, host=hello.host, node=hello.node, pid=hello.pid)
         if self._verdict is not None:
             peer.send(say.Stop(self._verdict.reason))
 
-    def _left(self, peer: Peer) -> None:
-        hello = peer.hello
-        if hello.role == "keeper":
-            if self._keepers.get(hello.node) is peer:
-                self._drop_keeper(hello.node)
-                neighbour = next((w.hello for w in self._workers.values() if w.hello.node == hello.node), None)
-                if self._verdict is None and neighbour is not None:
-                    self._nodes[hello.node] = neighbour.ray_node
-                    self._on_node(neighbour)
-            return
-        if self._workers.get(hello.worker) is not peer:
-            return  # it was ended, or has come back on another line
-        del self._workers[hello.worker]
+    def worker_left(self, peer: Peer) -> None:
+        hello, evidence = peer.hello, "its connection closed"
         self._watch.forget(hello.worker)
-        if self._verdict is None:
-            self._worker_lost(hello, "process", "its connection closed")
-
-    def _drop_keeper(self, node: str) -> None:
-        """Nobody asks this keeper any more, nobody sends it copies, and nobody waits for its answers."""
-        self._nodes.pop(node, None)
-        keeper = self._keepers.pop(node, None)
-        if keeper is None:
+        if self._verdict is not None:
             return
-        self._pair_keepers()
-        self._watch.keeper_gone(node)
-        keeper.writer.transport.abort()
-        for future in keeper.asked:
-            if not future.done():
-                future.set_exception(ConnectionResetError(f"the keeper of {node} is gone"))
-
-    def _worker_lost(self, hello: say.Hello, fault: str, evidence: str) -> None:
         rank = self._rank_of(hello.worker)
         ended = self._rendezvous.lost(hello.worker)
         if rank >= 0 and not self._leaving:
-            self._fault(fault, hello.worker, rank, hello.node, evidence)
+            self._fault("process", hello.worker, rank, hello.node, evidence)
         if ended:
             self._judge(None, f"{hello.worker}: {evidence}")
+            self._end("fault")
 
-    def _take(self, peer: Peer, message: say.Message) -> None:
-        worker = peer.hello.worker
+    def keeper_left(self, node: str) -> None:
+        self._watch.keeper_gone(node)
+
+    def wants_keeper(self, hello: say.Hello) -> None:
+        if self._verdict is None:
+            self._on_node(hello)
+
+    def took(self, peer: Peer, message: say.Message) -> None:
+        worker, hello = peer.hello.worker, peer.hello
         match message:
             case say.Pulse():
                 self._pulse(peer, message)
             case say.Ready():
-                self._log("worker_ready", worker=worker, host=peer.hello.host, node=peer.hello.node, pid=peer.hello.pid)
+                self._books.log("worker_ready", worker=worker, host=hello.host, node=hello.node, pid=hello.pid)
                 self._rendezvous.ready(worker)
                 self._gather()
-            case say.Meet() if self._rendezvous.is_member(worker, message.generation):
-                for member in self._members():
-                    if member is not peer:
-                        member.send(message)
-            case say.Formed() if self._rendezvous.is_member(worker, message.generation):
-                if self._rank_of(worker) == 0:
-                    self._log("group_formed", generation=message.generation, seconds=message.seconds)
-            case say.Restored() if self._rendezvous.is_member(worker, message.generation):
-                self._member_restored(worker, message)
-            case say.Saved() if self._rendezvous.is_member(worker, message.generation):
-                self._header = message.header
-                self._persister.saved(peer.hello.node, self._rank_of(worker), message)
             case say.Out():
                 self._member_out(peer, message)
             case say.Say():
                 self._said(worker, message)
             case say.Noticed():
-                self._noticed(peer.hello.node, message.source, message.deadline_s)
-            case say.Probed() if self._rendezvous.is_member(worker, message.generation):
-                self._probed(worker, message.seconds)
-            case say.Held() | say.Put() | say.Killed():
-                future = self._requests.pop(message.request, None)
-                if future is not None and not future.done():
-                    future.set_result(message)
+                self._noticed(hello.node, message.source, message.deadline_s)
+            case say.Meet() | say.Formed() | say.Restored() | say.Saved() | say.Probed():
+                if self._rendezvous.is_member(worker, message.generation):  # the fence
+                    self._member_said(peer, message)
+
+    def _member_said(self, peer: Peer, message: say.Message) -> None:
+        worker = peer.hello.worker
+        match message:
+            case say.Meet():
+                for member in self._members():
+                    if member is not peer:
+                        member.send(message)
+            case say.Formed() if self._rank_of(worker) == 0:
+                self._books.log("group_formed", generation=message.generation, seconds=message.seconds)
+            case say.Restored():
+                self._member_restored(worker, message)
+            case say.Saved():
+                self._header = message.header
+                self._persister.saved(peer.hello.node, self._rank_of(worker), message)
+            case say.Probed():
+                for found in self._suspects.probed(worker, message.seconds):
+                    self._suspected(found)
 
     def _pulse(self, peer: Peer, pulse: say.Pulse) -> None:
+        worker, node = peer.hello.worker, peer.hello.node
         if peer.hello.role == "keeper":
-            self._watch.keeper_heard(peer.hello.node)
+            self._watch.keeper_heard(node)
             return
-        worker = peer.hello.worker
         if not self._rendezvous.is_member(worker, pulse.generation):
             return
         if self._rendezvous.phase is Phase.RUNNING:
             about = (worker, pulse.rank, pulse.generation, pulse.step, pulse.phase, pulse.seq)
-            self._watch.beat(Beat(*about, in_phase_s=pulse.in_phase_s, cpu_s=pulse.cpu_s, node=peer.hello.node))
+            self._watch.beat(Beat(*about, in_phase_s=pulse.in_phase_s, cpu_s=pulse.cpu_s, node=node))
         for _, own_s in pulse.own:
-            self._slow.add(worker, own_s)
+            self._suspects.add(worker, own_s)
         if pulse.steps:
-            self._step = int(pulse.steps[-1][0])
-            # New ones only: between a state and a bug there may be steps that are done again each time.
-            self._steps_since_fault += sum(row[0] > self._furthest for row in pulse.steps)
-            self._furthest = max(self._furthest, self._step)
-            self._log(
-                "steps",
-                generation=pulse.generation,
-                world_size=self._rendezvous.current.world_size,
-                rows=pulse.steps,
-            )
+            self._books.steps(pulse.generation, self._rendezvous.current.world_size, pulse.steps)
         for row in pulse.rows:
             self._on_row(row)
+
+    def _said(self, worker: str, message: say.Say) -> None:
+        """What a rank found out by itself: a step that was no number, a replica with other bits."""
+        about: dict[str, Any] = {"worker": worker} | message.about
+        if message.kind == "note":
+            self._books.tell("note", str(about.get("text", "")))
+        if message.kind == "fault_seen":
+            members, rank = self._rendezvous.current.members, about.get("rank", -1)
+            named = 0 <= rank < len(members)
+            about["worker"] = members[rank] if named else worker
+            if about.get("fault") == "corruption" and named:
+                self._rendezvous.bar(members[rank])
+                self._keep_out(members[rank], "corruption", about.get("evidence", ""))
+        self._books.log(message.kind, **about)
 
     # Beginning and ending generations.
 
@@ -372,7 +301,7 @@ class Hub:
         before = self._restored
         self._restored, self._done = set(), set()
         self._formed_at = began
-        self._log(
+        self._books.log(
             "generation",
             generation=generation.number,
             world_size=generation.world_size,
@@ -381,51 +310,40 @@ class Hub:
         )
         if before and reason == "fault":
             action = "replace" if generation.world_size == len(before) else "shrink"
-            self._decide(action, f"{generation.world_size} of {self._settings.high} workers train on")
+            self._books.decide(action, f"{generation.world_size} of {self._settings.high} workers train on")
         if self._history:
             # An earlier life may have left its state in memory, which only a keeper sees; a new run has nothing there.
-            await self._keepers_of(generation, timeout_s=20.0 if reason == "start" else 2.0)
-        shards = newest_whole(await self._look(), self._history, at_most=self._at_most)
+            await self._peers.keepers_of(generation.members, timeout_s=20.0 if reason == "start" else 2.0)
+        shards = newest_whole(await self._peers.look(), self._history, at_most=self._at_most)
         stored = await self._persister.newest(self._at_most)
-        memory_step = shards[0].step if shards else -1
         if generation != self._rendezvous.current or self._rendezvous.phase is not Phase.RUNNING:
             return  # called off meanwhile
-        if shards and memory_step >= stored.step:
-            tier, step, key = "memory", memory_step, ""
-        elif stored.key:
-            tier, step, key, shards = "storage", stored.step, stored.key, []
-        else:
-            tier, step, key, shards = "none", 0, "", []
+        begin = choose(shards, stored)
         self._at_most = None
         self._watch.new_generation(generation.number, generation.members)
         self._told = generation.number
-        self._slow.new_generation(generation.members)
-        self._probes, self._suspects = {}, {}
+        self._suspects.new_generation(generation.members)
         for rank, worker in enumerate(generation.members):
-            peer = self._workers.get(worker)
-            if peer is None:
-                continue
-            peer.send(
-                say.Form(
-                    generation=generation.number,
-                    rank=rank,
-                    world_size=generation.world_size,
-                    tier=tier,
-                    step=step,
-                    shards=shards,
-                    key=key,
-                    skips=self._skips,
-                    guard=self._guard,
+            peer = self._peers.workers.get(worker)
+            if peer is not None:
+                peer.send(
+                    replace(
+                        begin,
+                        generation=generation.number,
+                        rank=rank,
+                        world_size=generation.world_size,
+                        skips=self._skips,
+                        guard=self._guard,
+                    )
                 )
-            )
 
     def _member_restored(self, worker: str, message: say.Restored) -> None:
         if not self._restored:
             self._history.append(Restored(message.generation, message.step))
-            self._step = message.step
+            self._books.step = message.step
         self._restored.add(worker)
         if self._restored >= set(self._rendezvous.current.members):
-            self._log(
+            self._books.log(
                 "restored",
                 generation=message.generation,
                 step=message.step,
@@ -477,62 +395,52 @@ class Hub:
             self._spawn(self._blame_network(self._rendezvous.current.number, worker, message.text))
 
     async def _blame_network(self, generation: int, worker: str, text: str) -> None:
-        """A collective failed, and nobody has died: that is a fault too."""
+        """A collective failed, and nobody has died: that is a fault too, and may not go on for ever."""
         await asyncio.sleep(0.5)
-        if self._faulted_in != generation and self._verdict is None:
-            peer = self._workers.get(worker)
-            node = peer.hello.node if peer else ""
-            self._fault("partition", worker, self._rank_of(worker), node, text[:300])
+        if self._books.faulty_generation != generation and self._verdict is None:
+            self._fault("partition", worker, self._rank_of(worker), self._peers.node_of(worker), text[:300])
+            self._judge(None, text)
 
     def _roll_back(self, message: say.Out) -> None:
         if message.skip:
             self._skips.append(message.skip)
             about = {"worker": "", "rank": -1, "node": "", "step": message.step}
-            self._log("fault_seen", fault="spike", evidence=message.text, **about)
+            self._books.log("fault_seen", fault="spike", evidence=message.text, **about)
         self._at_most = message.rollback_to
         self._persister.undo()
-        self._log("rollback", from_step=message.step, to_step=message.rollback_to, skip=message.skip)
-        self._decide("rollback", message.text)
-        self._on_event("rollback", message.text)
+        self._books.log("rollback", from_step=message.step, to_step=message.rollback_to, skip=message.skip)
+        self._books.decide("rollback", message.text)
+        self._books.tell("rollback", message.text)
         self._end("rollback")
 
     def _bug(self, peer: Peer, message: say.Out) -> None:
-        self._fault("exception", peer.hello.worker, self._rank_of(peer.hello.worker), peer.hello.node, message.text)
-        self._log("traceback", worker=peer.hello.worker, text=message.trace)
+        hello = peer.hello
+        self._fault("exception", hello.worker, self._rank_of(hello.worker), hello.node, message.text)
+        self._books.log("traceback", worker=hello.worker, text=message.trace)
         exception, frame, step = message.key.rsplit("|", 2)
         self._judge(BugKey(exception, frame, int(step)), message.text, message.batch)
+        self._end("fault")
 
     def _judge(self, key: BugKey | None, text: str, batch: int = -1) -> None:
         """After a fault: the next generation, unless it is a bug, or nothing gets further."""
-        judged = self._bugs.failed(
-            key,
-            batch=batch if batch >= 0 else None,
-            steps_since=self._steps_since_fault,
-            furthest=self._furthest,
-            line=text,
-        )
-        self._steps_since_fault = 0
+        judged = self._books.judge(key, text, batch)
         if judged.action == "stop":
             self._leaving = True
-            error = {"type": "TigerError", "what": judged.evidence, "where": f"step {self._step}"}
+            error = {"type": "TigerError", "what": judged.evidence, "where": f"step {self._books.step}"}
             fix = "the ledger has its traceback; the same command goes on from there" if key else "see the ledger"
             self._spawn(self._keep_then(Verdict("failed", error | {"fix": fix})))
         if judged.action == "quarantine":
             self._skips.append([batch, batch])
-            self._decide("skip", judged.evidence)
-        self._end("fault")
+            self._books.decide("skip", judged.evidence)
 
     def _fault(self, fault: str, worker: str, rank: int, node: str, evidence: str) -> None:
-        self._faults += 1
         self._persister.fault()
-        self._faulted_in = self._rendezvous.current.number
-        self._log("fault_seen", fault=fault, worker=worker, rank=rank, node=node, step=self._step, evidence=evidence)
+        generation = self._rendezvous.current.number
+        enough = self._books.fault(fault, generation, worker=worker, rank=rank, node=node, evidence=evidence)
         if fault not in ("preemption", "exception", "storage", "straggler"):
             self._keep_out(worker, fault, evidence)
-        limit = self._settings.max_failures
-        if 0 <= limit < self._faults:
-            what = f"training failed {self._faults} times, fault_tolerance.max_failures is {limit} (last: {evidence})"
-            self._conclude(Verdict("failed", {"type": "TigerError", "what": what, "where": "", "fix": ""}))
+        if enough:
+            self._conclude(Verdict("failed", {"type": "TigerError", "what": enough, "where": "", "fix": ""}))
 
     # Every 50 ms.
 
@@ -542,139 +450,108 @@ class Hub:
         told = self._rendezvous.phase is Phase.RUNNING and self._told == self._rendezvous.current.number
         if told and now - self._checked_at >= _CHECK_S:
             self._checked_at = now
-            for hang in self._watch.check():
-                self._hung(hang)
-            for mark in self._slow.check():
-                self._slowed(mark)
+            self._look_around()
         if self._rendezvous.awaited and now - self._ended_at > self._settings.out_wait_s:
             self._ended_at = now
             for worker in self._rendezvous.awaited:
                 self._end_worker(worker, "did not leave the generation that was called off")
         if self._rendezvous.wants_to_grow and self._all_restored() and now - self._formed_at > 1.0:
             self._pause("grow")
-        if self._rendezvous.phase is Phase.GATHERING or self._rendezvous.phase is Phase.ENDING:
+        if self._rendezvous.phase is not Phase.RUNNING:
             self._gather()
-        if not self._leaving and self._rendezvous.phase is Phase.RUNNING:
+        elif not self._leaving:
             self._persister.tick()
+
+    def _look_around(self) -> None:
+        """Who hangs, and who is slow."""
+        for hang in self._watch.check():
+            self._hung(hang)
+        if self._suspects.check():
+            for member in self._members():
+                member.send(say.Probe(self._rendezvous.current.number))
 
     def _all_restored(self) -> bool:
         return self._restored >= {m for m in self._rendezvous.current.members if m} != set()
 
     def _pause(self, why: str) -> None:
-        if self._paused_for and self._pause_generation == self._rendezvous.current.number:
+        if self._pause_generation == self._rendezvous.current.number:
             return
         self._paused_for, self._pause_generation = why, self._rendezvous.current.number
-        self._decide("grow" if why == "grow" else "wait", f"the generation leaves at its next step boundary ({why})")
+        text = f"the generation leaves at its next step boundary ({why})"
+        self._books.decide("grow" if why == "grow" else "wait", text)
         for member in self._members():
             member.send(say.Pause(self._rendezvous.current.number))
 
     def _hung(self, hang: Hang) -> None:
         worker = hang.worker or ""
-        fault = {"node": "node", "partition": "partition", "collective": "partition", "shared": "storage"}
         rank = hang.rank if hang.rank is not None else -1
-        self._fault(fault.get(hang.kind, "hang"), worker, rank, hang.node or "", hang.evidence)
+        self._fault(_FAULT_OF_HANG.get(hang.kind, "hang"), worker, rank, hang.node or "", hang.evidence)
         if hang.kind in ("partition", "shared", "unheard") and hang.times == 1:
-            self._decide("wait", hang.evidence)  # ending a generation would not mend it
+            self._books.decide("wait", hang.evidence)  # ending a generation would not mend it
             return
-        if self._rendezvous.phase is Phase.RUNNING:
-            self._rendezvous.end()
-        keeper = self._keepers.get(self._workers[worker].hello.node) if worker in self._workers else None
+        self._rendezvous.end()
+        keeper = self._peers.keepers.get(self._peers.node_of(worker))
         if keeper is not None and time.monotonic() - keeper.seen > self._settings.silence_s:
-            self._drop_keeper(keeper.hello.node)
+            self._peers.drop_keeper(keeper.hello.node)
         if worker:
             self._end_worker(worker, hang.evidence)
         self._judge(None, hang.evidence)
+        self._end("fault")
 
     def _end_worker(self, worker: str, reason: str) -> None:
         """A worker that does not answer is killed by its node's keeper, and is lost whether that succeeds or not."""
-        peer = self._workers.pop(worker, None)
-        if peer is None:
-            self._rendezvous.lost(worker)
-            return
-        self._decide("kill", f"{worker}: {reason}")
-        keeper = self._keepers.get(peer.hello.node)
-        if keeper is not None:
-            self._condemned.add(worker)
-            self._spawn(self._kill(keeper, peer.hello, reason))
+        peer = self._peers.workers.get(worker)
+        if peer is not None:
+            self._books.decide("kill", f"{worker}: {reason}")
+            keeper = self._peers.condemn(worker)
+            if keeper is not None:
+                self._spawn(self._kill(keeper, peer.hello, reason))
         self._watch.forget(worker)
         self._rendezvous.lost(worker)
-        peer.writer.transport.abort()
 
     async def _kill(self, keeper: Peer, hello: say.Hello, reason: str) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):
-            answer = await self._ask(keeper, lambda request: say.Kill(request, hello.pid, reason), 5.0)
-            self._log("stacks", worker=hello.worker, stacks=answer.stacks[-4000:])
+            answer = await self._peers.ask(keeper, lambda request: say.Kill(request, hello.pid, reason), 5.0)
+            self._books.log("stacks", worker=hello.worker, stacks=answer.stacks[-4000:])
 
-    def _said(self, worker: str, message: say.Say) -> None:
-        """What a rank found out by itself: a step that was no number, a replica with other bits."""
-        about = dict(message.about)
-        if message.kind == "note":
-            self._on_event("note", str(about.get("text", "")))
-        if message.kind == "fault_seen":
-            members, rank = self._rendezvous.current.members, about.get("rank", -1)
-            about["worker"] = members[rank] if 0 <= rank < len(members) else worker
-            if about.get("fault") == "corruption" and 0 <= rank < len(members):
-                self._rendezvous.bar(members[rank])
-                self._keep_out(about["worker"], "corruption", about.get("evidence", ""))
-        self._log(message.kind, **({"worker": worker} | about))
-
-    def _slowed(self, mark: Mark) -> None:
-        """One sign is no proof: every member times the same piece of work, and that decides."""
-        if mark.signal == "individual" or mark.worker in self._suspects:
+    def _suspected(self, found: Finding) -> None:
+        """The second sign on a slow rank is in."""
+        if not found.confirmed:
+            self._books.decide("wait", found.evidence)
             return
-        self._suspects[mark.worker], self._probes = mark.evidence, {}
-        for member in self._members():
-            member.send(say.Probe(self._rendezvous.current.number))
-
-    def _probed(self, worker: str, seconds: float) -> None:
-        self._probes[worker] = seconds
-        if not self._suspects or len(self._probes) < self._rendezvous.current.world_size:
-            return
-        for suspect, evidence in self._suspects.items():
-            found = confirm(suspect, self._probes)
-            if not found.confirmed:
-                self._decide("wait", f"{evidence}; {found.evidence}")
-                continue
-            peer = self._workers.get(suspect)
-            node = peer.hello.node if peer else ""
-            self._fault("straggler", suspect, self._rank_of(suspect), node, f"{evidence}; {found.evidence}")
-            if self._rendezvous.spares:
-                self._rendezvous.bar(suspect)
-                self._pause("straggler")
-        self._probes = {}
+        node = self._peers.node_of(found.worker)
+        self._fault("straggler", found.worker, self._rank_of(found.worker), node, found.evidence)
+        if self._rendezvous.spares:
+            self._rendezvous.bar(found.worker)
+            self._pause("straggler")
 
     def _noticed(self, node: str, source: str, deadline_s: float) -> None:
         """A node is about to go: its state is kept, and its workers give their ranks to others."""
-        gone = [name for name, one in self._workers.items() if one.hello.node == node]
+        gone = self._peers.on(node)
         if not gone or node in self._kept_out:
             return
-        self._kept_out.add(node)
         evidence = f"{source}: {node} goes in {deadline_s:.0f} s"
         self._fault("preemption", gone[0], self._rank_of(gone[0]), node, evidence)
-        self._decide("persist", evidence)
+        self._books.decide("persist", evidence)
         self._persister.request()
-        others = [name for name in self._workers if name not in gone]
-        if len(others) < self._settings.low:
-            return  # nobody could take over: train on until it goes
-        for worker in gone:
-            self._rendezvous.bar(worker)
-        if any(self._rank_of(worker) >= 0 for worker in gone) and self._rendezvous.phase is Phase.RUNNING:
+        if self._bar_node(node) and any(self._rank_of(worker) >= 0 for worker in gone):
             self._pause("preemption")
 
     def _keep_out(self, worker: str, fault: str, evidence: str) -> None:
         """A node that fails repeatedly gets no ranks, unless there would be too few without it."""
-        peer = self._workers.get(worker)
-        node = peer.hello.node if peer else ""
-        if not node or not self._on_fault(node, fault, evidence):
-            return
-        others = [one for one in self._workers.values() if one.hello.node != node]
-        if len(others) < self._settings.low:
-            return
+        node = self._peers.node_of(worker)
+        if node and self._on_fault(node, fault, evidence) and self._bar_node(node):
+            self._books.decide("quarantine", f"{node}: {evidence}")
+
+    def _bar_node(self, node: str) -> bool:
+        """Give this node's workers no rank any more; not where too few would be left: it is used until it goes."""
+        workers = self._peers.on(node)
+        if len(self._peers.workers) - len(workers) < self._settings.low:
+            return False
         self._kept_out.add(node)
-        self._decide("quarantine", f"{node}: {evidence}")
-        for name, one in self._workers.items():
-            if one.hello.node == node:
-                self._rendezvous.bar(name)
+        for worker in workers:
+            self._rendezvous.bar(worker)
+        return True
 
     # The end.
 
@@ -694,7 +571,7 @@ class Hub:
 
     async def _keep_then(self, verdict: Verdict) -> None:
         """Put the newest state that is whole into storage, dead workers' too, then stop."""
-        shards = newest_whole(await self._look(), self._history, at_most=self._at_most)
+        shards = newest_whole(await self._peers.look(), self._history, at_most=self._at_most)
         if shards and self._header and shards[0].step > self._persister.kept_step:
             one = shards[0]
             about = {"step": one.step, "world_size": one.world_size, "zero_stage": one.zero_stage}
@@ -705,8 +582,8 @@ class Hub:
 
     def _ask_for_snapshot(self) -> None:
         members = self._rendezvous.current.members
-        if self._rendezvous.phase is Phase.RUNNING and members and members[0] in self._workers:
-            self._workers[members[0]].send(say.Save(self._rendezvous.current.number))
+        if self._rendezvous.phase is Phase.RUNNING and members and members[0] in self._peers.workers:
+            self._peers.workers[members[0]].send(say.Save(self._rendezvous.current.number))
 
     async def _finish(self) -> None:
         """Every member is done: the last state is to be in storage before anybody may leave."""
@@ -723,87 +600,26 @@ class Hub:
         self._verdict = verdict
         error = verdict.error["what"] if verdict.error else None
         if verdict.reason == "failed":
-            self._decide("stop", error or "")
-        self._log("stopped", reason=verdict.reason, error=error)
-
-    # Keepers.
-
-    async def _look(self) -> list[say.ShardAt]:
-        found: list[say.ShardAt] = []
-        keepers = list(self._keepers.values())
-        asked = [self._ask(keeper, lambda request: say.Look(request), 2.0) for keeper in keepers]
-        for answer in await asyncio.gather(*asked, return_exceptions=True):
-            if isinstance(answer, say.Held):
-                found += answer.shards
-        return found
-
-    async def _keepers_of(self, generation: Generation, timeout_s: float) -> None:
-        """Wait until the members' nodes have their keepers."""
-        until = time.monotonic() + timeout_s
-        nodes = {self._workers[m].hello.node for m in generation.members if m in self._workers}
-        while nodes - self._keepers.keys() and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-
-    async def persist_on(self, node: str, make: Callable[[int], say.Message], timeout_s: float) -> say.Put:
-        """Let the keeper of a node put files into storage.
-
-        Raises:
-            TimeoutError: it did not in time.
-            LookupError: the node is gone, and what it had with it.
-        """
-        until = time.monotonic() + 30
-        while node in self._nodes and node not in self._keepers and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-        keeper = self._keepers.get(node)
-        if keeper is None:
-            raise TimeoutError if node in self._nodes else LookupError(node)
-        return await self._ask(keeper, make, timeout_s)
-
-    async def _ask(self, keeper: Peer, make: Callable[[int], say.Message], timeout_s: float) -> Any:
-        self._request_number += 1
-        number = self._request_number
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._requests[number] = future
-        keeper.asked.add(future)
-        keeper.send(make(number))
-        try:
-            return await asyncio.wait_for(future, timeout_s)
-        finally:
-            self._requests.pop(number, None)
-            keeper.asked.discard(future)
-
-    def _pair_keepers(self) -> None:
-        """Every node's snapshots go to the next node's keeper, in a ring: never to its own."""
-        nodes = sorted(self._keepers)
-        for index, node in enumerate(nodes):
-            buddy = nodes[(index + 1) % len(nodes)]
-            self._keepers[node].send(say.Mirror(self._keepers[buddy].hello.address if buddy != node else ""))
+            self._books.decide("stop", error or "")
+        self._books.log("stopped", reason=verdict.reason, error=error)
 
     # Small things.
 
     def _members(self) -> list[Peer]:
-        return [self._workers[m] for m in self._rendezvous.current.members if m in self._workers]
+        workers = self._peers.workers
+        return [workers[member] for member in self._rendezvous.current.members if member in workers]
 
     def _rank_of(self, worker: str) -> int:
         members = self._rendezvous.current.members
         return members.index(worker) if worker in members else -1
 
-    def _log(self, kind: str, **about: Any) -> None:
-        self._ledger.write(kind, **about)
-
-    def _decide(self, action: str, reason: str) -> None:
-        limit = self._settings.max_failures
-        self._log("decision", action=action, reason=reason, budget_left=None if limit < 0 else limit - self._faults)
-
-    def _spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> None:
-        task = self._loop.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawned)
 
     def _spawned(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            self._conclude(
-                Verdict("failed", {"type": "TigerError", "what": f"the hub failed: {error!r}", "where": "", "fix": ""})
-            )
+            what = f"the hub failed: {task.exception()!r}"
+            self._conclude(Verdict("failed", {"type": "TigerError", "what": what, "where": "", "fix": ""}))

@@ -6,7 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tigerbot_jobs.train.recovery.messages import ShardAt
+from tigerbot_jobs.train.recovery.messages import Form, ShardAt
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The newest checkpoint in storage; step -1: there is none."""
+
+    step: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,18 @@ def newest_whole(
         if len(found) == one.world_size:
             return [found[rank] for rank in range(one.world_size)]
     return []
+
+
+def choose(shards: list[ShardAt], stored: Stored) -> Form:
+    """Where to begin: from memory, if nothing newer is in storage; else from there; else from nothing.
+
+    Who forms the generation fills in its number, the rank and the world size.
+    """
+    if shards and shards[0].step >= stored.step:
+        return Form(0, 0, 0, "memory", shards[0].step, shards)
+    if stored.key:
+        return Form(0, 0, 0, "storage", stored.step, key=stored.key)
+    return Form(0, 0, 0, "none", 0)
 
 
 def valid(generation: int, step: int, history: Sequence[Restored]) -> bool:

@@ -18,20 +18,13 @@ from tigerbot.errors import TigerError
 from tigerbot.storage import ManifestFile, Store
 from tigerbot_jobs.train.checkpoint import Header, checkpoint_key, commit
 from tigerbot_jobs.train.recovery import messages as say
+from tigerbot_jobs.train.recovery.inventory import Stored
 
 PRIOR_CARD_HOURS = 50_700.0  # one unexpected interruption in so many (Llama 3, arXiv 2407.21783)
 _SURVIVED_IN_MEMORY = 0.95  # of faults, by a shard in shared memory or on a peer
 _FLOOR_S, _CEILING_S = 30.0, 1800.0
 _WRITE_SHARE = 0.03
 _RETRIES_S = (0.5, 1, 2, 5, 10, 20, 30)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The newest checkpoint in storage; step -1: there is none."""
-
-    step: int
-    key: str
 
 
 @dataclass(frozen=True)

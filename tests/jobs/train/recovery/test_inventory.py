@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tigerbot_jobs.train.recovery.inventory import Restored, newest_whole, valid
+from tigerbot_jobs.train.recovery.inventory import Restored, Stored, choose, newest_whole, valid
 from tigerbot_jobs.train.recovery.messages import ShardAt
 
 
@@ -48,3 +48,11 @@ def test_no_later_step_than_asked_for_is_taken() -> None:
 
 def test_shards_of_different_generations_are_no_state() -> None:
     assert newest_whole([shard(7, 0), shard(7, 1, generation=2)], []) == []
+
+
+def test_memory_is_taken_unless_storage_is_further() -> None:
+    shards = [shard(7, 0), shard(7, 1)]
+
+    assert choose(shards, Stored(6, "step-6")).tier == "memory"
+    assert choose(shards, Stored(8, "step-8")).key == "step-8"
+    assert choose([], Stored(-1, "")).tier == "none"
