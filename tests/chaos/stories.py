@@ -181,12 +181,16 @@ class Story:
         assert logged == [step for step in range(1, self.steps + 1) if step not in missing]
         assert read_json(self.folder / "story/state.json", {})["status"] == "done"
 
-    def check_nothing_is_left(self, patience_s: float = 20) -> None:
-        """No process, and nothing in shared memory."""
+    def check_nobody_is_left(self, patience_s: float = 20) -> None:
+        """No process."""
         until = time.monotonic() + patience_s
         while (left := self._left()) and time.monotonic() < until:
             time.sleep(0.1)
         assert not [(one.pid, command_line(one)) for one in left if one.is_running()]
+
+    def check_nothing_is_left(self, patience_s: float = 20) -> None:
+        """No process, and nothing in shared memory."""
+        self.check_nobody_is_left(patience_s)
         memory = self._memory(self.events("driver_started")[0])
         if self._cluster is None:
             assert not memory.exists()
