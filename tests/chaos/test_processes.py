@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clocks import WallClock
 from stories import INTERVAL, STEPS, Corpus, Ending, Story, make_corpus, pid_of
 
 from tigerbot.tracking import serve_tracking
@@ -246,3 +247,21 @@ def test_a_notice_that_the_machine_goes_puts_the_state_into_storage_in_time(
         assert story.faults() == ["preemption"]
         assert [event.text("action") for event in story.events("decision")] == ["persist"]
         assert any(noticed_at < event.t < noticed_at + 10 for event in story.events("persisted"))
+
+
+@pytest.mark.soak
+def test_a_wall_clock_that_jumps_forth_and_back_is_no_fault(
+    corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = WallClock(tmp_path)
+    for name, value in clock.environment().items():
+        monkeypatch.setenv(name, value)
+    with Story(corpus, tmp_path / "run", tracking) as story:
+        story.wait_for_step(10)
+        clock.jump_to(3600)
+        story.wait_for_step(25)
+        clock.jump_to(-3600)
+
+        check_end(story, undisturbed)
+        assert story.faults() == []
+        assert len(story.generations()) == 1
