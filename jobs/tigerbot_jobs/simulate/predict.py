@@ -70,11 +70,12 @@ class Prediction:
 def predict(summary: LedgerSummary, *, replicas: int = 2000, seed: int = 1) -> Prediction:
     """Simulate runs of the summary's length with its faults at random times.
 
-    A fault falls into a step: the half step that is lost on average is part of the measured MTTD and the first new
+    Nothing happens before the first step: the faults of a chaos run are for what trains. A fault falls into a step: the half step that is lost on average is part of the measured MTTD and the first new
     step part of the measured MTTR, so both are taken out of them here; the simulator counts them itself.
     """
     turn_s = summary.step_s + summary.other_s_per_step
-    per_hour = sum(fault.per_hour for fault in summary.faults)
+    training = 1 - summary.start_s / summary.wall_s
+    per_hour = sum(fault.per_hour for fault in summary.faults) / training
     memory = summary.snapshot_every_steps > 0
     memory_every_s = turn_s * summary.snapshot_every_steps if memory else summary.checkpoint_every_s
     per = max(1, round(summary.checkpoint_every_s / memory_every_s))
@@ -84,7 +85,7 @@ def predict(summary: LedgerSummary, *, replicas: int = 2000, seed: int = 1) -> P
         every_s=summary.checkpoint_every_s,
         block_s=summary.checkpoint_block_s,
         recovery_s=0.0,
-        horizon_s=summary.wall_s,
+        horizon_s=summary.wall_s * training,
         failures_during_recovery=True,
     )
     setting = replace(
@@ -92,16 +93,17 @@ def predict(summary: LedgerSummary, *, replicas: int = 2000, seed: int = 1) -> P
         policy=replace(setting.policy, memory=memory, memory_survives=("process",), memory_restore_s=0.0),
         tiers=Tiers(memory, memory_every_s, block_s, per, summary.checkpoint_block_s, summary.checkpoint_write_s),
         causes=tuple(_cause(fault, turn_s) for fault in summary.faults) or setting.causes,
-        start_s=summary.start_s,
+        start_s=0.0,
     )
     outcome = simulate(setting, replicas=replicas, seed=seed)
     stepping = summary.step_s / turn_s
-    shares = dict(outcome.shares)
+    shares = {name: share * training for name, share in outcome.shares.items()}
+    shares["start"] = shares.get("start", 0.0) + 1 - training
     shares["other"] += shares["step"] * (1 - stepping)
     shares["step"] *= stepping
     whole = outcome.step_time
-    scaled = [value * stepping for value in (whole.mean, whole.low, whole.high, whole.run_low, whole.run_high)]
-    return Prediction(Estimate(*scaled), shares)
+    values = (whole.mean, whole.low, whole.high, whole.run_low, whole.run_high)
+    return Prediction(Estimate(*(value * stepping * training for value in values)), shares)
 
 
 def _cause(fault: MeasuredFault, turn_s: float) -> Cause:
