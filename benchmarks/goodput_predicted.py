@@ -35,12 +35,11 @@ class Setting:
 
     kinds: tuple[str, ...]
     every_s: float
-    standbys: int = 1
 
     @property
     def name(self) -> str:
         what = " and ".join(self.kinds) or "nothing"
-        return f"{what} every {self.every_s:.0f} s, {self.standbys} standby"
+        return f"{what} every {self.every_s:.0f} s"
 
 
 CALIBRATE = (Setting(("kill",), 25), Setting(("freeze",), 30))
@@ -50,7 +49,6 @@ PREDICT = (
     Setting(("kill",), 18),
     Setting(("freeze",), 45),
     Setting(("kill", "freeze"), 22),
-    Setting(("kill",), 30, standbys=0),
 )
 
 
@@ -77,9 +75,9 @@ def _row(folder: Path, shards: Path, setting: Setting, known: LedgerSummary, cos
 
 def _measured(folder: Path, shards: Path, setting: Setting) -> tuple[LedgerSummary, float]:
     """One run; its summary, and its goodput."""
-    name = f"run-{'-'.join(setting.kinds) or 'quiet'}-{setting.every_s:.0f}-{setting.standbys}"
+    name = f"run-{'-'.join(setting.kinds) or 'quiet'}-{setting.every_s:.0f}"
     spec = _spec(folder, shards, 0) | {"name": name}
-    spec["scale"] = {"workers": 2, "standbys": setting.standbys, "threads_per_worker": 1}
+    spec["scale"] = {"workers": 2, "standbys": 1, "threads_per_worker": 1}
     spec["train"] |= {"batch_tokens": 2 * MICRO * LENGTH, "micro_batch": MICRO, "tokens": 10**8}
     path, ledger = folder / f"{name}.yaml", folder / name / "ledger.jsonl"
     path.write_text(yaml.safe_dump(spec))

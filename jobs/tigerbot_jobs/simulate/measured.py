@@ -40,18 +40,18 @@ def summarize(account: Account) -> LedgerSummary:
 
 
 def _faults(incidents: Sequence[Incident], wall_s: float) -> list[MeasuredFault]:
-    """By kind; those that training never stopped for cost nothing to predict."""
+    """By kind, without those that training never stopped for. One it has not come back from counts, but costs nothing yet."""
     by_kind: dict[str, list[Incident]] = defaultdict(list)
     for incident in incidents:
-        if incident.mttr_s is not None and incident.mttd_s is not None:
+        if incident.mttd_s is not None:
             by_kind[incident.kind].append(incident)
     return [
         MeasuredFault(
             kind,
             per_hour=len(found) * 3600 / wall_s,
-            detect_s=_mean([one.mttd_s or 0.0 for one in found]),
-            recover_s=_mean([one.mttr_s or 0.0 for one in found]),
-            from_memory=all(one.tier == "memory" for one in found),
+            detect_s=_mean([one.mttd_s for one in found if one.mttd_s is not None]),
+            recover_s=_mean([one.mttr_s for one in found if one.mttr_s is not None]),
+            from_memory=all(one.tier in ("memory", "") for one in found),
         )
         for kind, found in by_kind.items()
     ]
