@@ -35,12 +35,14 @@ class _Member:
 class Crew:
     """Args:
     target: what they run.
-    cpus, gpus: of each.
+    cpus, gpus: that a trial takes.
+    within: in its worker's process; else it starts others, which take them.
     environment: of each.
     """
 
-    def __init__(self, target: Any, *, cpus: float, gpus: float, environment: dict[str, str]) -> None:
+    def __init__(self, target: Any, *, cpus: float, gpus: float, within: bool, environment: dict[str, str]) -> None:
         self._target, self._cpus, self._gpus, self._environment = target, cpus, gpus, environment
+        self._own_cpus, self._own_gpus = (cpus, gpus) if within else (0.0, 0.0)
         self._members: dict[int, _Member] = {}
         self._made = 0
 
@@ -61,7 +63,7 @@ class Crew:
 
         actor: Any = ray.remote(Worker)
         made = actor.options(
-            num_cpus=self._cpus, num_gpus=self._gpus, runtime_env={"env_vars": self._environment}
+            num_cpus=self._own_cpus, num_gpus=self._own_gpus, runtime_env={"env_vars": self._environment}
         ).remote(self._target)
         self._made += 1
         self._members[self._made] = _Member(made)

@@ -21,8 +21,8 @@ from tigerbot_jobs.sweep.crew import Crew, Lost
 from tigerbot_jobs.sweep.failures import Cause, SameFailure, is_retried
 from tigerbot_jobs.sweep.follow import SAID_AGAIN, Follow
 from tigerbot_jobs.sweep.journal import Journal, finite
+from tigerbot_jobs.sweep.noticed import Noticed
 from tigerbot_jobs.sweep.population import Exploit
-from tigerbot_jobs.sweep.space import near
 from tigerbot_jobs.sweep.states import States
 from tigerbot_jobs.sweep.trials import Trial, trial_name
 from tigerbot_jobs.sweep.worker import Answer, Ended, Event, Kept, Point, Task
@@ -56,13 +56,12 @@ class Driver:
         self._follow, self._crew, self._shrink, self._on_end = follow, crew, shrink, on_end
         self._states = States(folder / "states")
         self._purse = Purse(spec, course)
-        self._alike = SameFailure(min(spec.same_failures, spec.trials))
+        self._alike = SameFailure(spec.same_failures)
         self._runs: dict[int, Trial] = {}  # of every worker that runs one
         self._began: dict[str, float] = {}  # by this process's clock
         self._idle: list[int] = []
-        self._names: set[str] = set()  # of the metrics that were reported
-        self._wanted, self._looked = 0, -math.inf
-        self._early_deaths, self._backwards = 0, 0
+        self._noticed = Noticed(spec.metric)
+        self._wanted, self._looked, self._early_deaths = 0, -math.inf, 0
 
     def restore(self) -> None:
         """Apply the journal, then do what its last driver had not done yet."""
@@ -166,7 +165,7 @@ class Driver:
 
     def _point(self, worker: int, trial: Trial, point: Point) -> None:
         value = point.metrics.get(self._spec.metric)
-        self._names |= point.metrics.keys()
+        self._noticed.metrics(point.metrics)
         if value is not None and not math.isfinite(value):
             self._follow.point(trial.name, point.step, point.metrics)
             self._end(trial, "failed", f"{self._spec.metric} is {value} at step {point.step}", "nan")
@@ -207,7 +206,7 @@ class Driver:
         self._follow.exploit(trial.name, source, trial.step, after)
 
     def _ended(self, worker: int, trial: Trial, ended: Ended) -> None:
-        self._note_backwards(trial, ended)
+        self._noticed.backwards(trial.name, ended.backwards)
         del self._runs[worker]
         self._idle.append(worker)
         if trial.over:
@@ -219,7 +218,7 @@ class Driver:
         elif ended.stopped:
             self._end(trial, "stopped")
         elif trial.metric is None:
-            self._check_metric(trial)
+            self._noticed.ended_without(trial.name, anybody=self._course.reported)
             self._end(trial, "failed", f"ended without reporting {self._spec.metric}", "bug")
         else:
             self._end(trial, "done")
@@ -257,7 +256,7 @@ class Driver:
         if trial.over and self._spec.scheduler != "pbt":  # of a population, the others may take over from it
             self._states.forget(trial.name)
         self._on_end()
-        if self._alike.ended(status, error):
+        if cause != "nan" and self._alike.ended(status, error):  # a loss that is none is the point's, not the target's
             raise TigerError(
                 f"the first {self._alike.count} trials all failed alike: {error}",
                 where=f"{self._spec.name}, {self._folder / 'output' / trial.name}.txt",
@@ -291,28 +290,6 @@ class Driver:
 
     def _cards(self) -> float:
         return self._spec.gpus_per_trial or self._spec.cpus_per_trial
-
-    def _check_metric(self, trial: Trial) -> None:
-        """Raises: SpecError: this trial ended well and nobody has ever reported the metric."""
-        if self._course.reported:
-            return
-        metric = self._spec.metric
-        if not self._names:
-            raise SpecError(
-                f"{trial.name} ended and reported nothing", where=f"metric {metric}", fix="call report(...)"
-            )
-        names = sorted(self._names)
-        raise SpecError(
-            f"{trial.name} ended and never reported it; it reported {', '.join(names)}",
-            where=f"metric {metric}",
-            fix=near(metric, names),
-        )
-
-    def _note_backwards(self, trial: Trial, ended: Ended) -> None:
-        if ended.backwards and not self._backwards:
-            what = f"{ended.backwards} reports whose step was not after the one before"
-            print(f"  {trial.name} made {what}; they are left out", flush=True)
-        self._backwards += ended.backwards
 
     def _say(self, event: str, **about: Any) -> None:
         self._course.apply(self._journal.write(event, **about))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from contextlib import ExitStack, closing
@@ -21,7 +22,7 @@ from tigerbot_jobs.sweep.follow import Follow
 from tigerbot_jobs.sweep.journal import Journal
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
-from tigerbot_jobs.sweep.target import Target, load_target
+from tigerbot_jobs.sweep.target import Target, changed, load_target
 from tigerbot_jobs.sweep.trials import Trial
 from tigerbot_jobs.sweep.warm import earlier_trials
 
@@ -31,17 +32,16 @@ def run(run: Run) -> dict[str, Any]:
     spec = run.spec
     assert isinstance(spec, SweepSpec)
     space = Space(spec.space)
-    if spec.searcher == "grid":
-        spec = spec.model_copy(update={"trials": min(spec.trials, len(space.grid(spec.params)) * spec.seeds)})
     threads = max(1, (os.cpu_count() or 1) // spec.max_concurrent)
     target = load_target(spec, space, threads=threads, folder=run.folder.absolute())
     _check_target(run, target.hash)
+    spec = _sized(spec)
     with ExitStack() as stack:
         tracker, parent = stack.enter_context(tracked(run))
         journal = stack.enter_context(closing(Journal(run.folder)))
         earlier = earlier_trials(spec, space, run.folder)
         course = Course(spec, space, searcher_of(spec, space, earlier), scheduler_of(spec))
-        stack.callback(connect(None, num_cpus=_local_cpus(spec)).stop)
+        stack.callback(connect(None, num_cpus=_local_cpus(spec), dashboard=spec.trial == "heavy").stop)
         tags = {"tiger.spec_hash": run.hash, "mlflow.source.git.commit": git_commit()}
         follow = Follow(spec, tracker, parent, {name: value for name, value in tags.items() if value})
         spent = _drive(run, spec, target, course, journal, follow, parent)
@@ -57,7 +57,8 @@ def _drive(
     run: Run, spec: SweepSpec, target: Target, course: Course, journal: Journal, follow: Follow, parent: TrackedRun
 ) -> str:
     with stage(f"sweep {spec.name}", total=spec.trials, unit="trials") as shown:
-        crew = Crew(target, cpus=_cpus(spec), gpus=_gpus(spec), environment=_environment(spec))
+        size = {"cpus": spec.cpus_per_trial, "gpus": spec.gpus_per_trial}
+        crew = Crew(target, **size, within=spec.trial == "light", environment=_environment(spec))
         driver = Driver(
             spec,
             run.folder.absolute(),
@@ -96,15 +97,20 @@ def _check_target(run: Run, target_hash: str) -> None:
 
 def _local_cpus(spec: SweepSpec) -> int:
     """Logical CPUs of a cluster of this machine's own: all trials that may run at once have a slot."""
-    return max(os.cpu_count() or 1, round(spec.max_concurrent * spec.cpus_per_trial + 0.5 - 1e-9))
+    return max(os.cpu_count() or 1, math.ceil(spec.max_concurrent * spec.cpus_per_trial - 1e-9))
 
 
-def _cpus(spec: SweepSpec) -> float:
-    return spec.cpus_per_trial if spec.trial == "light" else 0.0
+def _sized(spec: SweepSpec) -> SweepSpec:
+    """The spec with what one trial takes, and with the trials that there are."""
+    if spec.searcher == "grid":
+        points = len(Space(spec.space).grid(spec.params))
+        spec = spec.model_copy(update={"trials": min(spec.trials, points * spec.seeds)})
+    if spec.trial == "light":
+        return spec
+    from tigerbot_jobs.sweep.heavy import trial_size
 
-
-def _gpus(spec: SweepSpec) -> float:
-    return spec.gpus_per_trial if spec.trial == "light" else 0.0
+    cpus, gpus = trial_size(changed(spec.target, spec.params))
+    return spec.model_copy(update={"cpus_per_trial": cpus, "gpus_per_trial": gpus})
 
 
 def _environment(spec: SweepSpec) -> dict[str, str]:

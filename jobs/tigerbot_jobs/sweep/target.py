@@ -41,6 +41,10 @@ def load_target(spec: SweepSpec, space: Space, *, threads: int, folder: Path) ->
         SpecError: there is no such file, function, field or metric.
     """
     space.check_names(spec.params | train_fields(spec))
+    if spec.trial == "heavy" and spec.scheduler == "pbt":
+        raise SpecError(
+            "a population wants light trials", where="scheduler pbt", fix="trial: light, or another scheduler"
+        )
     if spec.target.endswith((".yaml", ".yml")):
         _check_train_target(spec, space)
         fixed = dict(spec.params)
