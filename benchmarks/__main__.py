@@ -21,6 +21,8 @@ NAMES = (
     "adam8bit",
     "islands",
     "ensemble_decode",
+    "sweep_rate",
+    "sweep_kills",
 )
 
 
