@@ -301,6 +301,13 @@ class Scheduling(Part):
     quantile: Annotated[Real, Field(gt=0, le=0.5)] = 0.25
 
 
+class Transfer(Part):
+    """A learning rate that was best for a model of another width."""
+
+    width: Count
+    lr: Annotated[Real, Field(gt=0)]
+
+
 class SweepSpec(Job):
     """Trials over a space. `target` is a train spec file or `module:function`.
 
@@ -327,6 +334,7 @@ class SweepSpec(Job):
     deadline_s: Annotated[Real, Field(gt=0)] | None = None
     same_failures: Count = 5
     warm_start: dict[str, str] = {}
+    transfer_from: Transfer | None = None
     params: dict[str, Any] = {}
     seed: int = 1
 
@@ -580,6 +588,7 @@ KINDS: dict[str, type[Job]] = {get_args(kind.model_fields["kind"].annotation)[0]
 _NOT_IDENTITY: dict[str, Any] = {
     **dict.fromkeys(("scale", "fault_tolerance", "tracking", "storage"), True),
     **dict.fromkeys(("max_concurrent", "cpus_per_trial", "gpus_per_trial", "deadline_s", "same_failures"), True),
+    "transfer_from": True,
     "islands": {"server", "here", "deadline_s"},
 }
 

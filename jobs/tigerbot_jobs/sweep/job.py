@@ -20,6 +20,7 @@ from tigerbot_jobs.sweep.crew import Crew
 from tigerbot_jobs.sweep.driver import Driver
 from tigerbot_jobs.sweep.follow import Follow
 from tigerbot_jobs.sweep.journal import Journal
+from tigerbot_jobs.sweep.priors import prior_lines
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.target import Target, changed, load_target
@@ -36,6 +37,9 @@ def run(run: Run) -> dict[str, Any]:
     target = load_target(spec, space, threads=threads, folder=run.folder.absolute())
     _check_target(run, target.hash)
     spec = _sized(spec)
+    if spec.target.endswith((".yaml", ".yml")):
+        for line in prior_lines(spec, changed(spec.target, spec.params)):
+            print(f"  {line}", flush=True)
     with ExitStack() as stack:
         tracker, parent = stack.enter_context(tracked(run))
         journal = stack.enter_context(closing(Journal(run.folder)))
