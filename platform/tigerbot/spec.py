@@ -301,6 +301,13 @@ class Scheduling(Part):
     quantile: Annotated[Real, Field(gt=0, le=0.5)] = 0.25
 
 
+class Confirm(Part):
+    """The best `top` configurations are run again with so many fresh seeds, to the end: what won by luck shows."""
+
+    top: Annotated[Count, Field(le=100)] = 5
+    seeds: Count = 3
+
+
 class Transfer(Part):
     """A learning rate that was best for a model of another width."""
 
@@ -324,6 +331,7 @@ class SweepSpec(Job):
     objectives: dict[str, Literal["min", "max"]] = {}
     trials: Count = 12
     seeds: Count = 1
+    confirm: Confirm | None = None
     budget: Budget = Budget()
     max_concurrent: Count = 2
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1.0

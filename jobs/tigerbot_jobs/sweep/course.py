@@ -9,13 +9,13 @@ This module knows no processes and no MLflow.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tigerbot.spec import SweepSpec
 from tigerbot_jobs.sweep.population import Exploit, Population
-from tigerbot_jobs.sweep.schedulers import MedianStopping, NoScheduler, Rung, Scheduler, SuccessiveHalving
+from tigerbot_jobs.sweep.ranking import loss, modes_of, ranked
+from tigerbot_jobs.sweep.schedulers import NEVER, MedianStopping, NoScheduler, Rung, Scheduler, SuccessiveHalving
 from tigerbot_jobs.sweep.searchers import Outcome, Searcher
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.trials import UNFINISHED, Trial, config_name, index_of, trial_name
@@ -43,7 +43,8 @@ class Course:
         self.due: dict[str, Due] = {}
         self.reported = False
         self._again: deque[str] = deque()
-        self._configs: dict[int, list[Trial]] = {}
+        self._configs: dict[int, list[Trial]] = {}  # without the fresh ones
+        self._searched = 0  # trials, without the fresh ones
         self._proposed: tuple[int, dict[str, Any]] | None = None
         self.counts: Counter[str] = Counter()
         self.best: Trial | None = None
@@ -70,28 +71,30 @@ class Course:
         return a < b if self._spec.mode == "min" else a > b
 
     def next_decision(self, trial: Trial) -> int:
-        return self._scheduler.next_decision(trial.index)
+        return NEVER if trial.fresh else self._scheduler.next_decision(trial.index)
 
     # What comes next.
 
     @property
     def more(self) -> bool:
         """Whether there is one to begin."""
-        return bool(self._again) or len(self.trials) < self._spec.trials
+        return bool(self._again) or self._searched < self._spec.trials or bool(self._to_confirm())
 
     def next_trial(self) -> Trial | None:
-        """The next one to begin: what was cut short or is to be tried again, then new ones; None when there is none.
+        """The next one to begin: what was cut short or is to be tried again, new ones, then confirmations.
 
-        A trial that is returned begins: its record follows.
+        A trial that is returned begins: its record follows. None when there is none, or none yet.
         """
         if self._again:
             return self.trials[self._again.popleft()]
         index = len(self.trials)
-        if index >= self._spec.trials:
-            return None
-        config, seed = divmod(index, self._spec.seeds)
-        params = self._params(config)
-        return None if params is None else Trial(index, trial_name(index), config, seed, params)
+        if self._searched < self._spec.trials:
+            config, seed = divmod(self._searched, self._spec.seeds)
+            params = self._params(config)
+            return None if params is None else Trial(index, trial_name(index), config, seed, params)
+        for config, seed in self._to_confirm()[:1]:
+            return Trial(index, trial_name(index), config, seed, self._configs[config][0].params, fresh=True)
+        return None
 
     def again(self, trial: Trial) -> None:
         self._again.append(trial.name)
@@ -105,6 +108,16 @@ class Course:
         assert isinstance(self._scheduler, Population)
         source = self.trials[trial_name(exploit.source)]
         return self._scheduler.explore(self._space, source.params, trial.index, trial.step, self._spec.params)
+
+    def _to_confirm(self) -> list[tuple[int, int]]:
+        """Configurations and fresh seeds that have not begun; none before every other trial is over."""
+        confirm = self._spec.confirm
+        if confirm is None or self._searched > sum(t.over for t in self.trials.values() if not t.fresh):
+            return []
+        begun = {(trial.config, trial.seed) for trial in self.trials.values() if trial.fresh}
+        top = [trials[0].config for trials in ranked(self.trials.values(), self._spec)[: confirm.top]]
+        wanted = [(config, self._spec.seeds + seed) for config in top for seed in range(confirm.seeds)]
+        return [one for one in wanted if one not in begun]
 
     def _params(self, config: int) -> dict[str, Any] | None:
         if config in self._configs:
@@ -131,12 +144,14 @@ class Course:
         name = record["name"]
         trial = self.trials.get(name)
         if trial is None:
-            index = index_of(name)
-            trial = Trial(index, name, int(record["config"][1:]), index % self._spec.seeds, record["params"])
+            config, fresh = int(record["config"][1:]), record["fresh"]
+            trial = Trial(index_of(name), name, config, record["seed"], record["params"], fresh)
             self.trials[name] = trial
-            self._configs.setdefault(trial.config, []).append(trial)
-            if len(self._configs[trial.config]) == 1:
-                self._searcher.begun(trial.config, trial.params)
+            if not fresh:
+                self._searched += 1
+                self._configs.setdefault(config, []).append(trial)
+                if len(self._configs[config]) == 1:
+                    self._searcher.begun(config, trial.params)
         elif trial.status == "running":
             self._spend(trial, trial.said - trial.began, record["cards"])
         trial.status, trial.attempt, trial.error, trial.cause = "running", record["attempt"], "", ""
@@ -152,7 +167,9 @@ class Course:
         self.reported = True
         trial.step, trial.metric, trial.metrics = record["step"], record["value"], record["metrics"]
         trial.said = record["t"]
-        verdict = self._scheduler.point(trial.index, trial.step, self._loss(record["value"], self._spec.mode))
+        if trial.fresh:
+            return
+        verdict = self._scheduler.point(trial.index, trial.step, loss(record["value"], self._spec.mode))
         trial.stop = trial.stop or verdict.stop
         exploit = verdict if isinstance(verdict, Exploit) else None
         if verdict.rungs or exploit:
@@ -187,6 +204,8 @@ class Course:
         if trial.cause == UNFINISHED:
             return
         self.counts[trial.status] += 1
+        if trial.fresh:
+            return
         if trial.status == "done" and trial.metric is not None:
             best = self.best
             if best is None or best.metric is None or self.better(trial.metric, best.metric):
@@ -203,29 +222,12 @@ class Course:
         """Of a configuration: the mean over its seeds that were run to the end; else over those that were stopped."""
         told = [trial for trial in trials if trial.status == "done"]
         told = told or [trial for trial in trials if trial.status == "stopped"]
-        modes = {self._spec.metric: self._spec.mode} | self._spec.objectives
+        modes = modes_of(self._spec)
         whole = [trial for trial in told if all(trial.metrics.get(name) is not None for name in modes)]
         if not whole:
             return Outcome(())
-        losses = [
-            sum(self._loss(trial.metrics[name], mode) for trial in whole) / len(whole) for name, mode in modes.items()
-        ]
+        losses = [sum(loss(trial.metrics[name], mode) for trial in whole) / len(whole) for name, mode in modes.items()]
         return Outcome(tuple(losses), whole[0].status == "stopped", max(trial.step for trial in whole))
-
-    def _loss(self, value: float, mode: str) -> float:
-        return value if mode == "min" else -value
-
-    def front(self) -> Iterator[Trial]:
-        """The finished trials that no other is better than in every objective."""
-        modes = {self._spec.metric: self._spec.mode} | self._spec.objectives
-        done = [
-            t for t in self.trials.values() if t.status == "done" and all(t.metrics.get(n) is not None for n in modes)
-        ]
-        points = {t.name: [self._loss(t.metrics[name], mode) for name, mode in modes.items()] for t in done}
-        for trial in done:
-            mine = points[trial.name]
-            if not any(_dominates(other, mine) for other in points.values()):
-                yield trial
 
 
 def scheduler_of(spec: SweepSpec) -> Scheduler:
@@ -251,6 +253,7 @@ def begin_record(trial: Trial, *, cards: float, node: str) -> Record:
         "params": trial.params,
         "config": config_name(trial.config),
         "seed": trial.seed,
+        "fresh": trial.fresh,
         "parent": trial.parent,
         "attempt": trial.attempt + 1,
         "cards": cards,
@@ -258,7 +261,3 @@ def begin_record(trial: Trial, *, cards: float, node: str) -> Record:
         "after": trial.after,
         "changes": trial.changes,
     }
-
-
-def _dominates(a: list[float], b: list[float]) -> bool:
-    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b

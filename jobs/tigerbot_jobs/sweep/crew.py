@@ -5,6 +5,7 @@ Every worker that runs something has one call open all the time. It knows nothin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +129,8 @@ class Crew:
 
     def close(self) -> None:
         for number in list(self._members):
-            self.dismiss(number)
+            with contextlib.suppress(Exception):  # Ray may be gone already
+                self.dismiss(number)
 
     def _call(self, worker: int) -> None:
         member = self._members[worker]

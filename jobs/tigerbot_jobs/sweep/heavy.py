@@ -26,8 +26,8 @@ class HeavyTarget:
     path: of the train spec. `folder` is the sweep's.
     """
 
-    def __init__(self, path: str, fixed: dict[str, Any], seeds: int, folder: Path) -> None:
-        self._path, self._fixed, self._seeds, self._folder = path, fixed, seeds, folder
+    def __init__(self, path: str, fixed: dict[str, Any], folder: Path) -> None:
+        self._path, self._fixed, self._folder = path, fixed, folder
         self.hash = spec_hash(changed(path, fixed))
 
     def __call__(self, params: Mapping[str, Any], report: Report) -> None:
@@ -43,7 +43,7 @@ class HeavyTarget:
         return halved(self._path, self._fixed, params)
 
     def _spec(self, params: Mapping[str, Any], report: Report) -> TrainSpec:
-        spec = seeded(changed(self._path, {**self._fixed, **params}), report.seed, self._seeds)
+        spec = seeded(changed(self._path, {**self._fixed, **params}), report.seed)
         uri = spec.storage.uri if "://" in spec.storage.uri else str(self._folder)
         storage = spec.storage.model_copy(update={"uri": f"{uri.rstrip('/')}/trials"})
         about = {"name": report.name, "storage": storage, "scale": trial_scale(spec), "register_as": None}

@@ -21,6 +21,7 @@ from tigerbot_jobs.sweep.driver import Driver
 from tigerbot_jobs.sweep.follow import Follow
 from tigerbot_jobs.sweep.journal import Journal
 from tigerbot_jobs.sweep.priors import prior_lines
+from tigerbot_jobs.sweep.ranking import confirmed, front, mean, ranked
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.target import Target, changed, load_target
@@ -60,7 +61,7 @@ def run(run: Run) -> dict[str, Any]:
 def _drive(
     run: Run, spec: SweepSpec, target: Target, course: Course, journal: Journal, follow: Follow, parent: TrackedRun
 ) -> str:
-    with stage(f"sweep {spec.name}", total=spec.trials, unit="trials") as shown:
+    with stage(f"sweep {spec.name}", total=_planned(spec), unit="trials") as shown:
         size = {"cpus": spec.cpus_per_trial, "gpus": spec.gpus_per_trial}
         crew = Crew(target, **size, within=spec.trial == "light", environment=_environment(spec))
         driver = Driver(
@@ -80,6 +81,10 @@ def _drive(
         print(f"  the budget is spent ({spent}); --extend with a wider one goes on", flush=True)
         notify("budget spent", spec, spent)
     return spent
+
+
+def _planned(spec: SweepSpec) -> int:
+    return spec.trials + (spec.confirm.top * spec.confirm.seeds if spec.confirm else 0)
 
 
 def _show(shown: Stage, spec: SweepSpec, course: Course, parent: TrackedRun) -> None:
@@ -124,31 +129,22 @@ def _environment(spec: SweepSpec) -> dict[str, str]:
 
 def _result(spec: SweepSpec, course: Course) -> dict[str, Any]:
     best = _best(spec, course)
-    front = {"pareto": [trial.name for trial in course.front()]} if spec.objectives else {}
+    pareto = {"pareto": [trial.name for trial in front(course.trials.values(), spec)]} if spec.objectives else {}
     trials = [course.trials[name].as_result() for name in sorted(course.trials)]
-    return {"params": best[0].params, "metric": _mean(best), "best": best[0].name, **front, "trials": trials}
+    return {"params": best[0].params, "metric": mean(best), "best": best[0].name, **pareto, "trials": trials}
 
 
 def _best(spec: SweepSpec, course: Course) -> list[Trial]:
-    """The trials of the best configuration: by its mean over all its seeds, of those that ran to the end if any did.
+    """The trials of the best configuration: of those that were confirmed by their fresh seeds alone, if any were.
 
     Raises:
         TigerError: no trial has a result.
     """
-    for status in ("done", "stopped"):
-        configs: dict[int, list[Trial]] = {}
-        for trial in course.trials.values():
-            if trial.status == status and trial.metric is not None:
-                configs.setdefault(trial.config, []).append(trial)
-        whole = [trials for trials in configs.values() if len(trials) == spec.seeds] or list(configs.values())
-        if whole:
-            return (min if spec.mode == "min" else max)(whole, key=_mean)
-    errors = [trial.error for trial in course.trials.values() if trial.error]
+    trials = course.trials.values()
+    if best := confirmed(trials, spec) or ranked(trials, spec):
+        return best[0]
+    errors = [trial.error for trial in trials if trial.error]
     first = errors[0] if errors else "none reported the metric"
     raise TigerError(
         f"every trial failed: {first}", where=spec.name, fix=f"does the target report {spec.metric}? run one alone"
     )
-
-
-def _mean(trials: list[Trial]) -> float:
-    return sum(trial.metric or 0.0 for trial in trials) / len(trials)

@@ -51,8 +51,8 @@ def load_target(spec: SweepSpec, space: Space, *, threads: int, folder: Path) ->
         if spec.trial == "heavy":
             from tigerbot_jobs.sweep.heavy import HeavyTarget
 
-            return HeavyTarget(str(Path(spec.target).absolute()), fixed, spec.seeds, folder)
-        return _TrainTarget(str(Path(spec.target).absolute()), fixed, spec.seeds, threads)
+            return HeavyTarget(str(Path(spec.target).absolute()), fixed, folder)
+        return _TrainTarget(str(Path(spec.target).absolute()), fixed, threads)
     if spec.trial == "heavy":
         raise SpecError("a heavy trial is a train spec", where=f"target {spec.target}", fix="name a YAML file")
     module, _, name = spec.target.partition(":")
@@ -85,10 +85,8 @@ def changed(path: str, changes: Params) -> TrainSpec:
     return spec
 
 
-def seeded(spec: TrainSpec, seed: int, seeds: int) -> TrainSpec:
-    """A train spec with one of its configuration's seeds; a configuration with one seed keeps the spec's own."""
-    if seeds == 1:
-        return spec
+def seeded(spec: TrainSpec, seed: int) -> TrainSpec:
+    """A train spec with one of its configuration's seeds; the first is the spec's own."""
     return spec.model_copy(update={"train": spec.train.model_copy(update={"seed": spec.train.seed + seed})})
 
 
@@ -117,8 +115,8 @@ class _FunctionTarget:
 class _TrainTarget:
     """The training loop itself, as the only rank of a process group of one; what it writes is thrown away."""
 
-    def __init__(self, path: str, fixed: dict[str, Any], seeds: int, threads: int) -> None:
-        self._path, self._fixed, self._seeds, self._threads = path, fixed, seeds, threads
+    def __init__(self, path: str, fixed: dict[str, Any], threads: int) -> None:
+        self._path, self._fixed, self._threads = path, fixed, threads
         self.hash = spec_hash(changed(path, fixed))
 
     def __call__(self, params: Params, report: Report) -> None:
@@ -130,7 +128,7 @@ class _TrainTarget:
 
         folder = Path(tempfile.mkdtemp(prefix="trial-"))
         spec = changed(self._path, self._fixed | dict(params) | {"storage.uri": str(folder)})
-        spec = seeded(spec, report.seed, self._seeds)
+        spec = seeded(spec, report.seed)
         train = [(Path(source.path).absolute(), source.weight) for source in spec.data.train]
         held_out = [Path(source.path).absolute() for source in spec.data.validation]
         job = WorkerJob(spec, spec_hash(spec), str(folder / spec.name), train, held_out, self._threads)

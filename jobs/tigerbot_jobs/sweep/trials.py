@@ -17,6 +17,7 @@ class Trial:
 
     Attributes:
         seed: which of its configuration's seeds, from 0.
+        fresh: it confirms a configuration; nobody stops it, and no searcher hears of it.
         step, metric, metrics: of its last point; step is -1 before the first.
         stop: the scheduler has stopped it; its process may not know yet.
         parent: whose state it goes on from when it begins again, in a population.
@@ -31,6 +32,7 @@ class Trial:
     config: int
     seed: int
     params: dict[str, Any]
+    fresh: bool = False
     status: Status = "waiting"
     attempt: int = 0
     step: int = -1
@@ -57,6 +59,7 @@ class Trial:
             "params": self.params,
             "config": config_name(self.config),
             "seed": self.seed,
+            "fresh": self.fresh,
             "status": self.status,
             "metric": self.metric,
             "error": self.error,

@@ -13,6 +13,7 @@ from tigerbot.errors import TrackingError, first_line
 from tigerbot.mlflow_server import serve_tracking
 from tigerbot.runs import read_json, write_json
 from tigerbot.spec import SweepSpec
+from tigerbot_jobs.sweep.ranking import loss, modes_of
 from tigerbot_jobs.sweep.searchers import Outcome
 from tigerbot_jobs.sweep.space import Dimension, Space
 
@@ -58,13 +59,13 @@ def _found(spec: SweepSpec, space: Space) -> list[dict[str, Any]]:
         raise TrackingError(f"MLflow cannot be searched ({first_line(error)})", where=where, fix=fix) from None
     finally:
         server.stop()
-    modes = {spec.metric: spec.mode} | spec.objectives
+    modes = modes_of(spec)
     found = []
     for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
         params = {d.name: _read(d, run.data.params[d.name]) for d in space.dimensions if d.name in run.data.params}
         values = [run.data.metrics.get(name) for name in modes]
         if run.data.tags.get("tiger.sweep") != spec.name and space.holds(params) and None not in values:
-            losses = [v if mode == "min" else -v for v, mode in zip(values, modes.values(), strict=True)]
+            losses = [loss(v, mode) for v, mode in zip(values, modes.values(), strict=True)]
             found.append({"params": params, "losses": losses})
     return found
 

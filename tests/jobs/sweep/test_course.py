@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tigerbot.spec import SweepSpec, parse_spec
 from tigerbot_jobs.sweep.course import Course, begin_record, scheduler_of
+from tigerbot_jobs.sweep.ranking import confirmed, front, ranked
 from tigerbot_jobs.sweep.schedulers import MedianStopping, SuccessiveHalving
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
@@ -104,6 +105,7 @@ def test_a_course_that_is_replayed_goes_on_as_the_one_that_lived(
     searcher: str, scheduler: str, seed: int, cut: float
 ) -> None:
     fields: dict[str, Any] = {"searcher": searcher, "scheduler": scheduler, "seed": seed, "seeds": 1 + seed % 2}
+    fields["confirm"] = {"top": 2, "seeds": 2} if seed % 3 == 0 else None
     if searcher == "grid":
         fields["space"] = {"lr": {"choice": [0.1, 0.01, 0.001]}, "width": {"choice": [1, 2, 3, 4]}}
         fields["trials"] = 12
@@ -192,11 +194,11 @@ def test_the_pareto_front_holds_what_nothing_is_better_than() -> None:
     played = Played(spec, 3)
     played.play(10_000)
 
-    front = {trial.name for trial in played.course.front()}
+    found = {trial.name for trial in front(played.course.trials.values(), spec)}
 
     points = {t.name: (t.metrics["loss"], t.metrics["size"]) for t in played.course.trials.values()}
     dominated = {a for a, p in points.items() for q in points.values() if q != p and q[0] <= p[0] and q[1] <= p[1]}
-    assert front == points.keys() - dominated and front
+    assert found == points.keys() - dominated and found
 
 
 def test_learning_from_earlier_trials_leads_to_where_they_were_good() -> None:
@@ -213,3 +215,17 @@ def test_learning_from_earlier_trials_leads_to_where_they_were_good() -> None:
         return sorted(abs(lr - 1e-2) for lr in found)[4]
 
     assert far(warm) < far(cold)
+
+
+def test_the_best_are_confirmed_with_fresh_seeds_that_nobody_learns_from() -> None:
+    spec = sweep_spec(scheduler="asha", searcher="tpe", seeds=2, confirm={"top": 3, "seeds": 4})
+    played = Played(spec, 3)
+    played.play(10_000)
+
+    begun = [record for record in played.journal if record["event"] == "begin"]
+    first = next(at for at, record in enumerate(begun) if record["fresh"])
+    trials = played.course.trials.values()
+    assert first == 24 and all(record["fresh"] for record in begun[first:]) and len(begun) == 36
+    assert {record["seed"] for record in begun[first:]} == {2, 3, 4, 5}
+    assert not [r for r in played.journal if r["event"] == "rung" and played.course.trials[r["name"]].fresh]
+    assert {group[0].config for group in confirmed(trials, spec)} == {g[0].config for g in ranked(trials, spec)[:3]}
