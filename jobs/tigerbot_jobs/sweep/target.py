@@ -8,8 +8,10 @@ configuration and is the same from one configuration to the next.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,7 +115,10 @@ class _FunctionTarget:
 
 
 class _TrainTarget:
-    """The training loop itself, as the only rank of a process group of one; what it writes is thrown away."""
+    """The training loop itself, as the only rank of a process group of one. It keeps its newest checkpoint, as bytes.
+
+    The checkpoint bears no hash of the trial's parameters: in a population another member goes on from it.
+    """
 
     def __init__(self, path: str, fixed: dict[str, Any], threads: int) -> None:
         self._path, self._fixed, self._threads = path, fixed, threads
@@ -127,22 +132,47 @@ class _TrainTarget:
         from tigerbot_jobs.train.prepared import WorkerJob
 
         folder = Path(tempfile.mkdtemp(prefix="trial-"))
-        spec = changed(self._path, self._fixed | dict(params) | {"storage.uri": str(folder)})
+        spec = changed(self._path, self._fixed | dict(params) | {"storage.uri": str(folder), "storage.keep": 1})
         spec = seeded(spec, report.seed)
         train = [(Path(source.path).absolute(), source.weight) for source in spec.data.train]
         held_out = [Path(source.path).absolute() for source in spec.data.validation]
-        job = WorkerJob(spec, spec_hash(spec), str(folder / spec.name), train, held_out, self._threads)
+        job = WorkerJob(spec, "trial", str(folder / spec.name), train, held_out, self._threads)
         (folder / spec.name).mkdir()
+        checkpoints = folder / spec.name / "checkpoints"
+        if report.kept is not None:
+            unpack(report.kept, checkpoints)
         # A trial's process runs many trials. DeepSpeed remembers the first process group it sees: that one stays.
         if not dist.is_initialized():
             dist.init_process_group("gloo", init_method=f"file://{folder}.meeting", rank=0, world_size=1)
         try:
-            train_rank(job, 0, 1, torch.device("cpu"), on_row=report, keep_model=False)
+            train_rank(
+                job,
+                0,
+                1,
+                torch.device("cpu"),
+                on_row=report,
+                keep_model=False,
+                on_saved=lambda: report.keep(packed(checkpoints)),
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def shrunk(self, params: Params) -> dict[str, Any]:
         return halved(self._path, self._fixed, params)
+
+
+def packed(folder: Path) -> bytes:
+    """A folder as bytes."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.add(folder, arcname=".")
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """A folder from bytes."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def _check_train_target(spec: SweepSpec, space: Space) -> None:
