@@ -23,6 +23,7 @@ NAMES = (
     "ensemble_decode",
     "sweep_rate",
     "sweep_kills",
+    "lr_transfer",
 )
 
 

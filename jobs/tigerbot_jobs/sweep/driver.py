@@ -61,7 +61,8 @@ class Driver:
         self._began: dict[str, float] = {}  # by this process's clock
         self._idle: list[int] = []
         self._noticed = Noticed(spec.metric)
-        self._wanted, self._looked, self._early_deaths = 0, -math.inf, 0
+        self._wanted, self._looked = 0, -math.inf
+        self._hired, self._early_deaths = False, 0
 
     def restore(self) -> None:
         """Apply the journal, then do what its last driver had not done yet."""
@@ -114,12 +115,15 @@ class Driver:
         self._looked, slots = now, self._crew.slots()
         self._wanted = min(self._spec.max_concurrent, slots, self._spec.trials)
         if slots < 1 and not self._crew:
-            what = "the cluster holds no trial of this size"
-            where = f"{self._spec.name}: {self._spec.cpus_per_trial:g} CPUs, {self._spec.gpus_per_trial:g} GPUs"
-            raise ClusterError(what, where=where, fix="ask for less, or add a node")
+            if not self._hired:
+                where = f"{self._spec.name}: {self._spec.cpus_per_trial:g} CPUs, {self._spec.gpus_per_trial:g} GPUs"
+                raise ClusterError("the cluster holds no such trial", where=where, fix="ask for less, or add a node")
+            time.sleep(_WAIT_S)  # every node is lost: others may come
+            return
         if slots < self._spec.max_concurrent and not self._crew:
             print(f"  the cluster holds {slots} trials at once, not {self._spec.max_concurrent}", flush=True)
         while len(self._crew) < self._wanted:
+            self._hired = True
             self._idle.append(self._crew.hire())
 
     def _hand_out(self) -> None:
