@@ -88,3 +88,21 @@ def test_a_sweep_whose_every_trial_fails_says_why(tmp_path: Path, monkeypatch: p
         run_spec(parse_spec(raw))
 
     assert read_json(tmp_path / "broken/state.json", {})["status"] == "failed"
+
+
+@pytest.mark.soak
+def test_a_sweep_learns_from_an_earlier_one_that_it_finds_by_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.syspath_prepend(str(HERE))
+    run_spec(parse_spec(sweep(tmp_path, trials=6, searcher="random")))
+    raw = sweep(tmp_path, name="again", trials=4, warm_start={"tiger.sweep": "bowl"})
+    narrow = {"lr": {"log_uniform": [1e-9, 1e-8]}, "kind": {"choice": ["中", "en"]}}
+
+    result = run_spec(parse_spec(raw))
+    run_spec(parse_spec(raw | {"name": "elsewhere", "space": narrow, "trials": 1}))
+
+    assert len(read_json(tmp_path / "again/earlier.json", [])) == 6
+    assert read_json(tmp_path / "elsewhere/earlier.json", None) == []  # none of them lies in its space
+    assert len(result["trials"]) == 4

@@ -60,3 +60,29 @@ def test_a_light_trial_goes_on_from_its_checkpoint(corpus: Corpus, tmp_path: Pat
     assert list(before) == [str(step) for step in range(1, 8)]
     assert {**before, **after} == whole and len(whole) == 12
     assert rows == 6  # steps 1 to 6 were read from the checkpoint, not trained again
+
+
+@pytest.mark.soak
+def test_heavy_trials_are_training_runs_that_a_scheduler_stops(corpus: Corpus, tmp_path: Path) -> None:
+    path = as_file(corpus.spec("t", tmp_path), tmp_path)
+    raw = {
+        "kind": "sweep",
+        "name": "heavy",
+        "target": str(path),
+        "trial": "heavy",
+        "space": {"train.lr": {"choice": [3e-3, 1e-8, 1e-9]}},
+        "searcher": "grid",
+        "scheduling": {"grace": 3, "reduction": 3},
+        "trials": 3,
+        "max_concurrent": 1,
+        "storage": {"uri": str(tmp_path)},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }
+    spec = as_file(raw, tmp_path / "specs")
+
+    subprocess.run([sys.executable, "-m", "tigerbot.cli", "run", str(spec)], check=True, timeout=280)
+
+    result = json.loads((tmp_path / "heavy/state.json").read_text())["result"]
+    assert [trial["status"] for trial in result["trials"]] == ["done", "stopped", "stopped"]
+    assert result["params"] == {"train.lr": 3e-3}
+    assert (tmp_path / "heavy/trials/trial-0000/model").is_dir()
