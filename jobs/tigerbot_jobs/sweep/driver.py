@@ -61,8 +61,7 @@ class Driver:
         self._began: dict[str, float] = {}  # by this process's clock
         self._idle: list[int] = []
         self._noticed = Noticed(spec.metric)
-        self._wanted, self._looked = 0, -math.inf
-        self._hired, self._early_deaths = False, 0
+        self._wanted, self._looked, self._hired, self._early_deaths = 0, -math.inf, False, 0
 
     def restore(self) -> None:
         """Apply the journal, then do what its last driver had not done yet."""
@@ -233,7 +232,8 @@ class Driver:
             self._idle.remove(worker)
         self._looked = -math.inf
         if trial is not None:
-            self._failed(trial, lost.error, lost.cause)
+            if not trial.over:
+                self._failed(trial, lost.error, lost.cause)
             return
         self._early_deaths += 1
         if self._early_deaths >= 3 or lost.cause == "bug":
