@@ -10,6 +10,7 @@ import yaml
 
 from tigerbot.errors import SpecError
 from tigerbot.spec import SweepSpec, parse_spec
+from tigerbot_jobs.sweep.preview import preview
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.target import Target, halved, load_target, packed, unpack
 
@@ -76,3 +77,15 @@ def test_a_folder_survives_as_bytes(tmp_path: Path) -> None:
     unpack(packed(tmp_path / "a"), tmp_path / "b")
 
     assert (tmp_path / "b/step-1/shard").read_bytes() == b"\0\1"
+
+
+def test_a_dry_run_shows_the_first_points_and_what_is_known_of_the_learning_rate(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(TRAIN))
+    raw = {"kind": "sweep", "name": "s", "target": str(tmp_path / "train.yaml"), "trials": 6, "seeds": 2}
+    spec = parse_spec(raw | {"space": {"train.lr": {"log_uniform": [1e-4, 1e-2]}}, "confirm": {"top": 2}})
+    assert isinstance(spec, SweepSpec)
+
+    lines = preview(spec)
+
+    assert lines[:2] == ["6 trials, 3 configurations of 1 searched fields", "then the best 2 again, 3 fresh seeds each"]
+    assert sum("first:" in line for line in lines) == 3 and any("Step Law" in line for line in lines)
