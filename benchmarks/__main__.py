@@ -23,6 +23,9 @@ NAMES = (
     "adam8bit",
     "islands",
     "ensemble_decode",
+    "sweep_rate",
+    "sweep_kills",
+    "lr_transfer",
 )
 
 

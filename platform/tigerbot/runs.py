@@ -19,7 +19,13 @@ from typing import Any
 from tigerbot.errors import IdentityError
 from tigerbot.spec import Job, Spec, spec_changes, spec_difference, spec_hash
 
-EXTENDABLE = ("train.tokens", "trials")  # of which a run may be told to do more
+EXTENDABLE = (  # of which a run may be told to do more
+    "train.tokens",
+    "trials",
+    "budget.hours",
+    "budget.card_hours",
+    "budget.money",
+)
 
 
 @dataclass
@@ -113,7 +119,9 @@ def open_run(spec: Spec, *, replace: bool = False, extend: bool = False) -> Run:
 
 def _wants_more(changes: dict[str, tuple[Any, Any]]) -> bool:
     """Whether a spec differs only in how much it wants, and wants more."""
-    return all(field in EXTENDABLE and new > old for field, (old, new) in changes.items())
+    return all(
+        field in EXTENDABLE and old is not None and (new is None or new > old) for field, (old, new) in changes.items()
+    )
 
 
 def _refused(spec: Spec, folder: Path, old: dict[str, Any], new: dict[str, Any], more: bool) -> IdentityError:
@@ -170,9 +178,13 @@ def hold_folder(folder: Path) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        lock.seek(0)
+        process = lock.read().strip()
         lock.close()
         raise IdentityError(
-            "another process is working on this run", where=str(folder), fix="wait for it, or stop it with `tiger stop`"
+            "another process is working on this run" + (f" (process {process})" if process else ""),
+            where=str(folder),
+            fix="wait for it, or stop it with `tiger stop`",
         ) from None
     lock.seek(0)
     lock.truncate()

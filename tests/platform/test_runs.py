@@ -110,7 +110,7 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
         env=dict(os.environ),
     )
 
-    assert "another process is working on this run" in done.stdout
+    assert f"another process is working on this run (process {os.getpid()})" in done.stdout
     mine.close()
 
 

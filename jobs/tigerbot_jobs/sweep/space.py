@@ -1,71 +1,227 @@
-"""The space of a sweep, from its spec to Tune's distributions: `{lr: {log_uniform: [1e-5, 1e-2]}}`."""
+"""The space of a sweep: what can be set, under which conditions, and what follows from it.
+
+    train.lr: {log_uniform: [1e-5, 1e-2]}                      # uniform, log_uniform, int, log_int, choice
+    train.betas: {choice: [[0.9, 0.95], [0.9, 0.99]], when: {train.optimizer: adamw}}
+    train.tokens: {derive: "20 * train.batch_tokens"}
+
+A point of the space is drawn field by field, conditions after what they depend on, derived values last; who draws
+(a generator, a quasi-random sequence, Optuna) is the searcher's. This module knows nothing about targets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tigerbot.errors import SpecError
+from tigerbot_jobs.sweep.arithmetic import Expression
 
-_BOUNDED = ("uniform", "log_uniform", "int", "log_int")
+BOUNDED = ("uniform", "log_uniform", "int", "log_int")
+KINDS = (*BOUNDED, "choice", "derive")
 
 
-def tune_space(space: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Tune's distribution of every field.
+@dataclass(frozen=True)
+class Dimension:
+    """One field that is drawn. `values` are its bounds, or its choices; `when` names the values others must have."""
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+    when: Mapping[str, tuple[Any, ...]]
+
+    def at(self, unit: float) -> Any:
+        """The value at a place in [0, 1)."""
+        if self.kind == "choice":
+            return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
+        low, high = self.values
+        if self.kind == "uniform":
+            return low + (high - low) * unit
+        if self.kind == "log_uniform":
+            return min(max(math.exp(math.log(low) + (math.log(high) - math.log(low)) * unit), low), high)
+        if self.kind == "int":
+            return min(low + int((high - low + 1) * unit), high)
+        return min(int(math.exp(math.log(low) + (math.log(high + 1) - math.log(low)) * unit) + 1e-9), high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of this field's."""
+        if self.kind == "choice":
+            return any(_same(value, choice) for choice in self.values)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.values[0] <= value <= self.values[1] and (_real(self.kind) or value == int(value))
+
+    def place(self, value: Any) -> int:
+        """The index of a choice."""
+        return next(at for at, choice in enumerate(self.values) if _same(value, choice))
+
+
+class Space:
+    """The fields of a space, in an order in which they can be drawn.
 
     Raises:
-        SpecError: an unknown kind, or bounds that are none.
+        SpecError: a field is none, or can never be drawn.
     """
-    if not space:
-        raise SpecError("names no field", where="space", fix="e.g. train.lr: {log_uniform: [1e-4, 1e-2]}")
-    return {field: _distribution(field, kinds) for field, kinds in space.items()}
+
+    def __init__(self, raw: Mapping[str, Mapping[str, Any]]) -> None:
+        if not raw:
+            raise SpecError("names no field", where="space", fix="e.g. train.lr: {log_uniform: [1e-4, 1e-2]}")
+        self._names = list(raw)
+        drawn = {name: _dimension(name, kinds) for name, kinds in raw.items() if "derive" not in kinds}
+        self.dimensions = _ordered(drawn)
+        self._derived = {name: _expression(name, kinds) for name, kinds in raw.items() if "derive" in kinds}
+        if not self.dimensions:
+            raise SpecError("every field is derived", where="space", fix="give one a distribution or choices")
+        self._check_conditions()
+
+    def draw(self, pick: Callable[[Dimension], Any], fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A point: `pick` gives the value of each field whose conditions hold. `fixed` may stand in expressions."""
+        values: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if all(any(_same(values.get(n), w) for w in wants) for n, wants in dimension.when.items()):
+                values[dimension.name] = pick(dimension)
+        return {name: value for name, value in self._with_derived(values, fixed or {}).items() if name in self._names}
+
+    def at(self, units: Sequence[float], fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The point at a place in the unit cube, one coordinate a dimension."""
+        where = dict(zip((d.name for d in self.dimensions), units, strict=True))
+        return self.draw(lambda dimension: dimension.at(where[dimension.name]), fixed)
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Whether a point, of another sweep maybe, is one of this space."""
+        try:
+            mine = self.draw(lambda dimension: _held(dimension, params))
+        except LookupError:
+            return False
+        return all(name in params for name in mine if name not in self._derived)
+
+    def grid(self, fixed: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Every combination of the choices, each once.
+
+        Raises:
+            SpecError: a field is not a choice.
+        """
+        for dimension in self.dimensions:
+            if dimension.kind != "choice":
+                where = f"space.{dimension.name}"
+                raise SpecError("a grid wants a choice", where=where, fix="list the values, or use another searcher")
+        points: dict[str, dict[str, Any]] = {}
+        for combination in itertools.product(*(d.values for d in self.dimensions)):
+            chosen = dict(zip((d.name for d in self.dimensions), combination, strict=True))
+            point = self.draw(lambda dimension, chosen=chosen: chosen[dimension.name], fixed)
+            points.setdefault(canonical(point), point)
+        return list(points.values())
+
+    def check_names(self, fixed: Mapping[str, Any]) -> None:
+        """Raises: SpecError: an expression names a field that neither the space nor the fixed fields have."""
+        known = [*self._names, *fixed]
+        for name, expression in self._derived.items():
+            for wanted in sorted(expression.names - {*known}):
+                raise SpecError(f"derive: there is no field {wanted}", where=f"space.{name}", fix=near(wanted, known))
+
+    def _with_derived(self, values: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        known = {**fixed, **values}
+        left = dict(self._derived)
+        while ready := [name for name, expression in left.items() if expression.names <= known.keys()]:
+            for name in ready:
+                known[name] = left.pop(name).value(known)
+        return {
+            name: known[name] for name in self._names if name in known and (name in values or name in self._derived)
+        }
+
+    def _check_conditions(self) -> None:
+        by_name = {dimension.name: dimension for dimension in self.dimensions}
+        for dimension in self.dimensions:
+            for other, wants in dimension.when.items():
+                possible = [want for want in wants if by_name[other].holds(want)]
+                if not possible:
+                    where = f"space.{dimension.name}.when.{other}"
+                    raise SpecError(
+                        f"never holds: {other} is never {' or '.join(map(str, wants))}",
+                        where=where,
+                        fix=f"it is one of {list(by_name[other].values)}",
+                    )
+        for name, expression in self._derived.items():
+            if name in expression.names:
+                raise SpecError("derive: is derived from itself", where=f"space.{name}", fix="name other fields")
 
 
-def grid_points(space: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
-    """The values of every field for a grid, where only `choice` can stand.
-
-    Raises:
-        SpecError: a field is not a choice.
-    """
-    tune_space(space)
-    for field, kinds in space.items():
-        if "choice" not in kinds:
-            raise SpecError("a grid wants a choice", where=f"space.{field}", fix="list the values, or use tpe")
-    return {field: kinds["choice"] for field, kinds in space.items()}
+def canonical(params: Mapping[str, Any]) -> str:
+    """One text for one point."""
+    return json.dumps(dict(params), sort_keys=True, ensure_ascii=False)
 
 
-def _distribution(field: str, kinds: dict[str, Any]) -> Any:
-    from ray import tune
+def near(name: str, valid: Sequence[str]) -> str:
+    """The hint of a message about a name that is none."""
+    found = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {found[0]}?" if found else f"wants one of {', '.join(valid)}"
 
-    makers: dict[str, Callable[..., Any]] = {
-        "uniform": tune.uniform,
-        "log_uniform": tune.loguniform,
-        "int": lambda low, high: tune.randint(low, high + 1),
-        "log_int": lambda low, high: tune.lograndint(low, high + 1),
-        "choice": lambda *values: tune.choice(list(values)),
-    }
-    where = f"space.{field}"
-    if len(kinds) != 1 or next(iter(kinds)) not in makers:
-        raise SpecError(f"got {', '.join(kinds) or 'nothing'}, wants one of {', '.join(makers)}", where=where)
-    kind, given = next(iter(kinds.items()))
+
+def _held(dimension: Dimension, params: Mapping[str, Any]) -> Any:
+    if dimension.name not in params or not dimension.holds(params[dimension.name]):
+        raise LookupError(dimension.name)
+    return params[dimension.name]
+
+
+def _ordered(drawn: dict[str, Dimension]) -> list[Dimension]:
+    """Conditions after what they depend on."""
+    order: list[Dimension] = []
+    left = dict(drawn)
+    for dimension in drawn.values():
+        for other in dimension.when:
+            if other not in drawn:
+                where = f"space.{dimension.name}.when"
+                raise SpecError(f"there is no drawn field {other}", where=where, fix=near(other, list(drawn)))
+    while left:
+        ready = [d for d in left.values() if not any(other in left for other in d.when)]
+        if not ready:
+            where = f"space.{next(iter(left))}.when"
+            raise SpecError("conditions go in a circle", where=where, fix="let one of them stand alone")
+        order += ready
+        left = {name: d for name, d in left.items() if d not in ready}
+    return order
+
+
+def _dimension(name: str, raw: Mapping[str, Any]) -> Dimension:
+    where = f"space.{name}"
+    kinds = [kind for kind in raw if kind != "when"]
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        hint = near(kinds[0], KINDS) if len(kinds) == 1 else "e.g. {log_uniform: [1e-4, 1e-2]}"
+        raise SpecError(f"got {', '.join(kinds) or 'nothing'}, wants one of {', '.join(KINDS)}", where=where, fix=hint)
+    kind, given = kinds[0], raw[kinds[0]]
     if not isinstance(given, list) or not given:
         raise SpecError(f"{kind} wants a list; got {given!r}", where=where, fix="e.g. [1e-4, 1e-2]")
-    values = [_number(value) for value in given]
-    if kind in _BOUNDED:
+    values = tuple(_number(value) for value in given)
+    if kind in BOUNDED:
         _check_bounds(kind, values, where)
-    return makers[kind](*values)
-
-
-def _check_bounds(kind: str, values: list[Any], where: str) -> None:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if len(values) != 2 or not numbers or not values[0] < values[1]:
+    when = raw.get("when", {})
+    if not isinstance(when, Mapping):
         raise SpecError(
-            f"{kind} wants [low, high] with low < high; got {values}", where=where, fix="correct the bounds"
+            f"when wants field: value; got {when!r}", where=where, fix="e.g. when: {train.optimizer: adamw}"
         )
+    wants = {n: tuple(map(_number, v)) if isinstance(v, list) else (_number(v),) for n, v in when.items()}
+    return Dimension(name, kind, values, wants)
+
+
+def _expression(name: str, raw: Mapping[str, Any]) -> Expression:
+    if len(raw) != 1:
+        raise SpecError("derive stands alone", where=f"space.{name}", fix="what it is derived from has the conditions")
+    return Expression(raw["derive"], f"space.{name}")
+
+
+def _check_bounds(kind: str, values: tuple[Any, ...], where: str) -> None:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    shown = list(values)
+    if len(values) != 2 or not numbers or not values[0] < values[1] or not all(map(math.isfinite, values)):
+        what = f"{kind} wants [low, high] with low < high; got {shown}"
+        raise SpecError(what, where=where, fix="correct the bounds")
     if kind.startswith("log") and values[0] <= 0:
-        raise SpecError(f"{kind} wants bounds above 0; got {values}", where=where, fix="raise the lower bound")
+        raise SpecError(f"{kind} wants bounds above 0; got {shown}", where=where, fix="raise the lower bound")
     if kind.endswith("int") and not all(isinstance(value, int) for value in values):
-        raise SpecError(f"{kind} wants whole numbers; got {values}", where=where, fix="correct the bounds")
+        raise SpecError(f"{kind} wants whole numbers; got {shown}", where=where, fix="correct the bounds")
 
 
 def _number(value: Any) -> Any:
@@ -74,3 +230,11 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _real(kind: str) -> bool:
+    return kind in ("uniform", "log_uniform")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b and isinstance(a, bool) == isinstance(b, bool)

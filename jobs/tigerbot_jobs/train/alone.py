@@ -33,14 +33,19 @@ def train_rank(
     *,
     on_row: Callable[[Row], None] | None = None,
     keep_model: bool = True,
+    on_saved: Callable[[], None] | None = None,
 ) -> None:
-    """Train as one rank of a process group that exists, without a hub; rank 0 hands every logged row to `on_row`."""
+    """Train as one rank of a process group that exists, without a hub; rank 0 hands every logged row to `on_row`.
+
+    Where no model is kept, checkpoints are only for somebody who takes them when told that there is a new one.
+    """
     connect_ranks(rank, world_size, device)
     prepared = Prepared(job, device, verify=rank == 0)
     plan = plan_batches(job.spec, world_size)
     told = _File(Path(job.folder) / "metrics.jsonl", on_row)
     engine = make_engine(prepared, plan, fresh=True, on_phase=None)
-    run = RankRun(prepared, engine, plan, _Storage(prepared, keep_model), told, None)
+    keep = _Storage(prepared, keep_model, plan.steps, on_saved)
+    run = RankRun(prepared, engine, plan, keep, told, None)
     run.train()
     if keep_model:
         run.finish()
@@ -76,9 +81,13 @@ class _File:
 class _Storage:
     """State straight into storage, every rank its own, while training waits. Short runs, and those that keep nothing."""
 
-    def __init__(self, prepared: Prepared, keeps: bool) -> None:
+    def __init__(
+        self, prepared: Prepared, keeps_model: bool, steps: int, on_saved: Callable[[], None] | None = None
+    ) -> None:
         spec = prepared.job.spec
-        self._prepared, self._keeps, self._tolerance = prepared, keeps, spec.fault_tolerance
+        self._prepared, self._tolerance, self._on_saved = prepared, spec.fault_tolerance, on_saved
+        self._keeps = keeps_model or on_saved is not None
+        self._useless = None if keeps_model else steps  # the last step's state, where nothing comes after it
         self._saved_at, self._every_s = time.monotonic(), _SAVE_FLOOR_S
 
     def restore(self, engine: Engine) -> Progress:
@@ -96,12 +105,14 @@ class _Storage:
         return time.monotonic() - self._saved_at >= (self._every_s if every == "auto" else every)
 
     def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
-        if save and self._keeps:
+        if save and self._keeps and progress.step != self._useless:
             header = self._prepared.header(engine, progress.step, dist.get_world_size())
             meta = replace(engine.shard(extra=progress.as_extra()), step=progress.step)
             took = self._prepared.checkpoints().save(engine.state(), meta, header)
             self._every_s = max(_SAVE_FLOOR_S, took / _SAVE_SHARE)
             self._saved_at = time.monotonic()
+            if self._on_saved is not None:
+                self._on_saved()
 
     def rewind(self, engine: Engine, at_most: int) -> Progress | None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,16 @@ def run(run: Run) -> dict[str, Any]:
         finally:
             cluster.stop()
     return run.finish(result)  # last: a run that is done is not opened again, and MLflow knows by now
+
+
+def train_until(run: Run, on_row: Callable[[Row], None], stop: threading.Event) -> None:
+    """The same training in the cluster this process is connected to, until it is done or `stop` is set.
+
+    A trial of a sweep: it has no MLflow run of its own.
+    """
+    spec = run.spec
+    assert isinstance(spec, TrainSpec)
+    _supervise(_checked(run, spec), on_row, _slots(spec), own_node_address(), stop)
 
 
 def _trained(run: Run, job: WorkerJob, its_run: TrackedRun, *, alone: bool) -> dict[str, Any]:
@@ -150,8 +161,10 @@ def _absolute_storage(spec: TrainSpec) -> Any:
     return spec.storage if "://" in uri else spec.storage.model_copy(update={"uri": str(Path(uri).absolute())})
 
 
-def _supervise(job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: str) -> None:
-    """Train under the hub.
+def _supervise(
+    job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: str, stop: threading.Event | None = None
+) -> None:
+    """Train under the hub, until it is done or told to stop.
 
     Raises:
         TigerError: the run failed, for a reason that no recovery mends.
@@ -163,6 +176,9 @@ def _supervise(job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: 
     if not job.spec.scale.gpus_per_worker:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     supervised = Supervised(job, on_row, host=host, slots=slots, environment=environment)
+    ended = threading.Event()
+    if stop is not None:
+        threading.Thread(target=_leave_when, args=(stop, ended, supervised), daemon=True, name="stop").start()
     try:
         supervised.wait()
         forget_memory(job.spec, job.hash)
@@ -170,7 +186,15 @@ def _supervise(job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: 
         supervised.leave()
         raise
     finally:
+        ended.set()
         supervised.close()
+
+
+def _leave_when(stop: threading.Event, ended: threading.Event, supervised: Any) -> None:
+    while not ended.wait(0.1):
+        if stop.is_set():
+            supervised.leave()
+            return
 
 
 def _goodput(run: Run) -> dict[str, float]:

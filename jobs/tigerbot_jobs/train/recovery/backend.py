@@ -103,13 +103,17 @@ class Workers:
 
 def _kill_controllers() -> None:
     """Ray Train keeps the handle of its controller to itself; the workers are the controller's, and go with it."""
+    import ray
     import ray._private.state
     import ray._private.worker
     from ray._raylet import ActorID
 
     worker: Any = ray._private.worker.global_worker
     with contextlib.suppress(Exception):  # Ray is gone
-        for name, actor in ray._private.state.actors().items():  # type: ignore[reportPrivateImportUsage]
-            ours = actor["JobID"] == worker.current_job_id.hex()
+        actors = ray._private.state.actors()  # type: ignore[reportPrivateImportUsage]
+        # In an actor (a trial of a sweep) the job holds other runs' controllers too: ours are those that we own.
+        me = actors.get(ray.get_runtime_context().get_actor_id() or "")
+        for name, actor in actors.items():
+            ours = actor["OwnerAddress"] == me["Address"] if me else actor["JobID"] == worker.current_job_id.hex()
             if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD" and ours:
                 worker.core_worker.kill_actor(ActorID.from_hex(name), True)

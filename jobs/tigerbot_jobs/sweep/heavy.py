@@ -1,0 +1,114 @@
+"""Heavy trials: each a fault-tolerant training run with workers of its own, the same code as `kind: train`.
+
+The trial's process holds the run's hub and is used again by the next trial, so what it has imported and connected is
+there already. The run lives in `<sweep>/trials/<trial>`; a trial that begins again resumes from its checkpoint there.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tigerbot.errors import IdentityError
+from tigerbot.runs import Run, open_run
+from tigerbot.spec import Scale, TrainSpec, spec_hash
+from tigerbot_jobs.sweep.target import changed, halved, seeded
+from tigerbot_jobs.sweep.worker import Report, Stopped
+
+_LOOK_S = 0.2
+
+
+class HeavyTarget:
+    """Args:
+    path: of the train spec. `folder` is the sweep's.
+    """
+
+    def __init__(self, path: str, fixed: dict[str, Any], folder: Path) -> None:
+        self._path, self._fixed, self._folder = path, fixed, folder
+        self.hash = spec_hash(changed(path, fixed))
+
+    def __call__(self, params: Mapping[str, Any], report: Report) -> None:
+        run = _opened(self._spec(params, report))
+        try:
+            if not run.done:
+                self._train(run, report)
+                run.finish({})
+        finally:
+            run.close()
+
+    def shrunk(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return halved(self._path, self._fixed, params)
+
+    def _spec(self, params: Mapping[str, Any], report: Report) -> TrainSpec:
+        spec = seeded(changed(self._path, {**self._fixed, **params}), report.seed)
+        uri = spec.storage.uri if "://" in spec.storage.uri else str(self._folder)
+        storage = spec.storage.model_copy(update={"uri": f"{uri.rstrip('/')}/trials"})
+        about = {"name": report.name, "storage": storage, "scale": trial_scale(spec), "register_as": None}
+        return spec.model_copy(update=about)
+
+    def _train(self, run: Run, report: Report) -> None:
+        """Rows come from the hub's thread; the trial's own reports them, and may have to wait for an answer."""
+        from tigerbot_jobs.train.job import train_until
+        from tigerbot_jobs.train.metrics import append_row, read_rows
+
+        log = run.folder / "metrics.jsonl"
+        told = -1
+        for row in read_rows(log) if log.exists() else []:
+            report(row)  # what an earlier attempt logged, and a driver that died may not have heard
+            told = int(row["step"])
+        rows: queue.Queue[Any] = queue.Queue()
+        stop, failed = threading.Event(), list[BaseException]()
+
+        def on_row(row: Any) -> None:
+            nonlocal told
+            if row["step"] > told:  # after a restore the run says its last rows again
+                told = int(row["step"])
+                append_row(log, row)
+                rows.put(row)
+
+        def train() -> None:
+            try:
+                train_until(run, on_row, stop)
+            except BaseException as error:  # raised again in the trial's thread
+                failed.append(error)
+
+        trainer = threading.Thread(target=train, daemon=True, name=f"{run.spec.name}-train")
+        trainer.start()
+        try:
+            while trainer.is_alive() or not rows.empty():
+                try:
+                    report(rows.get(timeout=_LOOK_S))
+                except queue.Empty:
+                    continue
+        except Stopped:
+            stop.set()
+            trainer.join()
+            raise
+        if failed:
+            raise failed[0]
+
+
+def trial_scale(spec: TrainSpec) -> Scale:
+    """Of one trial among others: a standby nobody asked for would take the place of a trial."""
+    standbys = spec.scale.standbys
+    return spec.scale.model_copy(update={"standbys": 0 if standbys == "auto" else standbys})
+
+
+def trial_size(spec: TrainSpec) -> tuple[float, float]:
+    """CPUs and GPUs of one trial."""
+    scale = trial_scale(spec)
+    workers = scale.bounds[1] + (scale.standbys if isinstance(scale.standbys, int) else 0)
+    return workers * scale.cpus_per_worker, workers * scale.gpus_per_worker
+
+
+def _opened(spec: TrainSpec) -> Run:
+    """The trial's run: to begin, to resume, or anew where it is tried again with less memory."""
+    try:
+        return open_run(spec)
+    except IdentityError as error:
+        if "another spec" not in error.what:
+            raise
+        return open_run(spec, replace=True)

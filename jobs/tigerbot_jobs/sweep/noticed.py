@@ -1,0 +1,43 @@
+"""Mistakes of a target that show in what it reports: a metric that never comes, steps that go backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tigerbot.errors import SpecError
+from tigerbot_jobs.sweep.space import near
+
+
+class Noticed:
+    """What one driver has seen.
+
+    Args:
+        metric: the sweep's.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._metric, self._names, self._said = metric, set[str](), False
+
+    def metrics(self, names: Iterable[str]) -> None:
+        self._names.update(names)
+
+    def ended_without(self, trial: str, *, anybody: bool) -> None:
+        """A trial ended well and never reported the metric; `anybody` has.
+
+        Raises:
+            SpecError: nobody has, so nobody will.
+        """
+        if anybody:
+            return
+        where, names = f"metric {self._metric}", sorted(self._names)
+        if not names:
+            raise SpecError(f"{trial} ended and reported nothing", where=where, fix="let the target call report(...)")
+        what = f"{trial} ended and never reported it; it reported {', '.join(names)}"
+        raise SpecError(what, where=where, fix=near(self._metric, names))
+
+    def backwards(self, trial: str, reports: int) -> None:
+        if reports and not self._said:
+            print(
+                f"  {trial} reported {reports} steps that were not after the one before; they are left out", flush=True
+            )
+            self._said = True
