@@ -56,7 +56,7 @@ class Axis:
 def axes(history: History, space: Mapping[str, Any]) -> list[Axis]:
     """The parameters that took more than one value, in the order of the first trial; `space` is the sweep spec's."""
     trials = history.searched
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    names = dict.fromkeys(name for trial in trials for name in trial.params if not _derived(space.get(name)))
     found = (_axis(name, trials, space.get(name)) for name in names)
     return [axis for axis in found if axis is not None]
 
@@ -93,16 +93,22 @@ def _spans_orders(numbers: list[float]) -> bool:
 
 def _bounds(told: Any) -> tuple[float, float, bool] | None:
     """(low, high, log) of `{log_uniform: [low, high]}` and the like."""
-    if not isinstance(told, Mapping) or len(told) != 1:
+    kinds = [kind for kind in told if kind != "when"] if isinstance(told, Mapping) else []
+    if len(kinds) != 1:
         return None
-    kind, values = next(iter(told.items()))
-    if kind == "choice" or not isinstance(values, Sequence) or len(values) < 2:
+    kind, values = kinds[0], told[kinds[0]]
+    if kind == "choice" or not isinstance(values, list) or len(values) < 2:
         return None
     try:
         low, high = float(values[0]), float(values[1])
     except (TypeError, ValueError):
         return None
     return (low, high, str(kind).startswith("log")) if low < high else None
+
+
+def _derived(told: Any) -> bool:
+    """Whether a value follows from others: then it has no importance of its own."""
+    return isinstance(told, Mapping) and "derive" in told
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -13,7 +13,11 @@ _CLOSE = 0.01
 
 @dataclass(frozen=True)
 class Spent:
-    """Trials of one fate and what they took. `cut short` are attempts whose driver or node died under them."""
+    """Trials of one fate and what they took.
+
+    `retried` are attempts that failed and were begun again, `cut short` those whose driver died under them, `taken over`
+    the stretches of a population's members before they went on with another's weights.
+    """
 
     what: str
     trials: int
@@ -42,9 +46,8 @@ def spent(history: History) -> list[Spent]:
             what = "fresh seeds" if trial.fresh and ending.status == "done" else ending.status
             rows.setdefault(what, []).append((trial.name, ending.seconds, trial.cards))
         for index, seconds in _open_ended(history, trial):
-            what = "running" if trial.running and index == len(trial.begun) - 1 else "cut short"
-            rows.setdefault(what, []).append((trial.name, seconds, trial.cards))
-    order = ("done", "stopped", "fresh seeds", "failed", "killed", "cut short", "running")
+            rows.setdefault(_fate(trial, index), []).append((trial.name, seconds, trial.cards))
+    order = ("done", "taken over", "stopped", "fresh seeds", "failed", "killed", "retried", "cut short", "running")
     return [
         Spent(
             what,
@@ -72,11 +75,15 @@ def cost_to_close(history: History) -> tuple[float, float] | None:
 
 def failures(history: History) -> list[Failure]:
     """Failed attempts by cause, the most frequent first."""
-    grouped: dict[str, list[tuple[Trial, int]]] = {}
+    grouped: dict[str, list[tuple[Trial, float, str]]] = {}
     for trial in history.trials.values():
-        for index, ending in enumerate(trial.endings):
+        for ending in trial.endings:
             if ending.status in ("failed", "killed"):
-                grouped.setdefault(ending.cause or "unknown", []).append((trial, index))
+                hit = trial, ending.seconds, ending.error
+                grouped.setdefault(ending.cause or "unknown", []).append(hit)
+        for index, seconds in _open_ended(history, trial):
+            if _fate(trial, index) == "retried":
+                grouped.setdefault(trial.reasons[index + 1], []).append((trial, seconds, ""))
     found = [_failure(cause, hits) for cause, hits in grouped.items()]
     return sorted(found, key=lambda failure: (-failure.attempts, failure.cause))
 
@@ -99,18 +106,26 @@ def nodes(history: History) -> Mapping[str, int]:
     return counted
 
 
-def _failure(cause: str, hits: list[tuple[Trial, int]]) -> Failure:
-    trials = {trial.name: trial for trial, _ in hits}
-    example, index = hits[0]
+def _failure(cause: str, hits: list[tuple[Trial, float, str]]) -> Failure:
+    trials = {trial.name: trial for trial, _, _ in hits}
+    example, _, error = next((hit for hit in hits if hit[2]), hits[0])
     return Failure(
         cause=cause,
         attempts=len(hits),
         trials=len(trials),
         recovered=sum(trial.status in ("done", "stopped") for trial in trials.values()),
-        card_hours=sum(trial.endings[index].seconds * trial.cards for trial, index in hits) / 3600,
-        error=example.endings[index].error,
+        card_hours=sum(seconds * trial.cards for trial, seconds, _ in hits) / 3600,
+        error=error,
         example=example.name,
     )
+
+
+def _fate(trial: Trial, index: int) -> str:
+    """What became of an attempt that did not say how it ended: the next one's reason tells."""
+    if index + 1 == len(trial.begun):
+        return "running" if trial.running else "cut short"
+    reason = trial.reasons[index + 1]
+    return {"": "cut short", "takeover": "taken over"}.get(reason, "retried")
 
 
 def _open_ended(history: History, trial: Trial) -> list[tuple[int, float]]:

@@ -79,9 +79,9 @@ def best_so_far(history: History) -> BestSoFar:
     """The best value against what had been spent, failed trials and all, as trials ended."""
     cards, spent = counts_cards(history), 0.0
     costs, values, names = [], [], []
-    for trial in sorted((t for t in history.trials.values() if t.endings and not t.fresh), key=lambda t: t.ended_at):
+    for trial in sorted((t for t in history.trials.values() if t.endings), key=lambda t: t.ended_at):
         spent += cost(trial, cards)
-        value = trial.metric
+        value = None if trial.fresh else trial.metric
         if value is not None and (not values or history.better(value, values[-1])):
             costs.append(spent)
             values.append(value)
@@ -90,8 +90,13 @@ def best_so_far(history: History) -> BestSoFar:
 
 
 def random_band(history: History, seed: int = 0) -> Band | None:
-    """The band of random search up to the cost of this search; None with fewer than 4 trials to draw from."""
+    """The band of random search up to the cost of this search.
+
+    None with fewer than 4 trials to draw from, and for a population, whose members' values are nobody's random draw.
+    """
     trials, searcher = history.searched, history.lives[-1].searcher if history.lives else ""
+    if history.exploits:
+        return None
     startup = searcher not in _AT_RANDOM
     if startup:
         first = sorted(trials, key=lambda trial: trial.begun[0])
@@ -180,7 +185,8 @@ def _ended_whole(history: History, name: str) -> bool:
 def _spearman(pairs: Sequence[tuple[float, float | None]]) -> float | None:
     if len(pairs) < 5:
         return None
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
-    found = float(np.asarray(spearmanr(np.array(pairs, dtype=float)).statistic))
+    here, end = (rankdata(column) for column in zip(*pairs, strict=True))
+    found = float(np.corrcoef(here, end)[0, 1]) if here.std() and end.std() else math.nan
     return found if math.isfinite(found) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def reruns(history: History, seed: int = 0) -> list[Rerun]:
     found = [_rerun(trial, fresh[trial.config]) for trial in chosen]
     found.sort(key=lambda one: history.key(one.mean))
     chances = _chances(history, found, seed)
-    return [Rerun(**(vars(one) | {"chance": chances.get(one.trial.config)})) for one in found]
+    return [replace(one, chance=chances.get(one.trial.config)) for one in found]
 
 
 def noise(history: History) -> float | None:

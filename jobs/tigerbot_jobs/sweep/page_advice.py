@@ -1,0 +1,115 @@
+"""What to do next, from what a sweep showed: each piece of advice with the number that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tigerbot_jobs.demo.figures import short
+from tigerbot_jobs.sweep.analysis import History
+from tigerbot_jobs.sweep.analysis_axes import Axis, shown
+from tigerbot_jobs.sweep.analysis_cost import cost_to_close, failures, hours_unit
+from tigerbot_jobs.sweep.analysis_importance import Importance
+from tigerbot_jobs.sweep.analysis_search import random_band
+from tigerbot_jobs.sweep.analysis_seeds import Recommendation, noise, reruns
+from tigerbot_jobs.sweep.page_drawing import both, number, plain
+
+_IDLE = 0.02  # a parameter below this share by both methods can be fixed
+_BROKEN = 0.05
+
+
+def advice(
+    history: History, found: Recommendation | None, axes: Sequence[Axis], important: Sequence[Importance]
+) -> str:
+    """An ordered list, the most useful first."""
+    items = [*_submit(history, found), *_space(found, axes), *_money(history), *_broken(history), *_fix(important)]
+    return f"<ol class=advice>{''.join(f'<li>{item}</li>' for item in items)}</ol>"
+
+
+def _submit(history: History, found: Recommendation | None) -> Iterator[str]:
+    if found is None:
+        yield both("Wait for a trial to end with a value.", "等待试验得到结果。")
+        return
+    name, value = plain(found.trial.config), number(found.value)
+    if found.rerun is None:
+        sigma = noise(history)
+        spread = "" if sigma is None else f" (σ between seeds {number(sigma)})"
+        yield both(
+            f"<b>Run the best few configurations with five fresh seeds</b> before you believe {value} of {name}{spread}: "
+            "it was chosen for being the best, so it is too good.",
+            f"<b>先用五个新种子重跑最好的几个配置</b>，再相信 {name} 的 {value}：它因最好而被选中，所以偏乐观。",
+        )
+    else:
+        interval = f"[{number(found.rerun.low)}, {number(found.rerun.high)}]"
+        tied = [one for one in reruns(history) if one.trial is not found.trial and _overlaps(history, one.mean, found)]
+        count = len(tied)
+        alike = f" {count} more lie within its interval: take the cheapest of them." if count else ""
+        alike_zh = f"另有 {count} 个配置落在其区间内：可选其中最便宜的。" if count else ""
+        yield both(
+            f"<b>Submit {name}</b>: {plain(history.metric)} {value}, 95% {interval}, over {len(found.rerun.fresh)} fresh seeds."
+            + alike,
+            f"<b>提交 {name}</b>：{len(found.rerun.fresh)} 个新种子的 {plain(history.metric)} 为 {value}，95% 区间 {interval}。{alike_zh}",
+        )
+
+
+def _overlaps(history: History, mean: float, found: Recommendation) -> bool:
+    assert found.rerun is not None
+    return found.rerun.low <= mean <= found.rerun.high
+
+
+def _space(found: Recommendation | None, axes: Sequence[Axis]) -> Iterator[str]:
+    near = [(axis, axis.edge(found.trial.params)) for axis in axes] if found is not None else []
+    for axis, side in near:
+        if side and found is not None:
+            value = shown(found.trial.params[axis.name])
+            bound = shown(axis.low if side == "low" else axis.high)
+            yield both(
+                f"<b>Widen {plain(axis.name)}</b>: the best value {plain(value)} lies at the edge of the space ({plain(bound)}).",
+                f"<b>放宽 {plain(axis.name)} 的范围</b>：最佳值 {plain(value)} 已在边界（{plain(bound)}）附近。",
+            )
+
+
+def _money(history: History) -> Iterator[str]:
+    close = cost_to_close(history)
+    if close is not None and close[1] > 0 and close[0] < 0.5 * close[1] and len(history.searched) >= 20:
+        share, unit = close[0] / close[1], hours_unit(history)
+        yield both(
+            f"<b>Spend less next time</b>: within 1% of the best after {share:.0%} of the {short(close[1])} {unit}.",
+            f"<b>下次可以少花</b>：用到 {share:.0%} 的预算时已在最佳值的 1% 以内。",
+        )
+    band = random_band(history)
+    if band is not None and not band.startup:
+        return
+    best = history.best(1)
+    if (
+        band is not None
+        and best
+        and best[0].metric is not None
+        and not history.better(best[0].metric, float(band.median[-1]))
+    ):
+        yield both(
+            "<b>Try plain random search</b>: at this cost it would have found as good a value.",
+            "<b>试试普通随机搜索</b>：同样的成本也能得到同样好的值。",
+        )
+
+
+def _broken(history: History) -> Iterator[str]:
+    found = failures(history)
+    failed = sum(failure.attempts for failure in found)
+    if found and failed >= _BROKEN * max(1, len(history.trials)):
+        first = found[0]
+        error = plain(first.error[:160]) or "–"
+        yield both(
+            f"<b>Look at {plain(first.cause)}</b>: {first.attempts:,} attempts failed of it; first {plain(first.example)}: "
+            f"<code>{error}</code>",
+            f"<b>检查 {plain(first.cause)}</b>：{first.attempts:,} 次尝试因此失败；例如 {plain(first.example)}：<code>{error}</code>",
+        )
+
+
+def _fix(important: Sequence[Importance]) -> Iterator[str]:
+    idle = [one.name for one in important if one.fanova < _IDLE and one.ped_high < 2 * _IDLE]
+    if idle and len(idle) < len(important):
+        names = plain(", ".join(idle[:8]))
+        yield both(
+            f"<b>Fix {names}</b>: below {_IDLE:.0%} of the importance by both methods; search the others.",
+            f"<b>固定 {names}</b>：两种方法下重要性都低于 {_IDLE:.0%}；把搜索留给其他参数。",
+        )
