@@ -17,7 +17,7 @@ from tigerbot_jobs.sweep.analysis import History, Trial
 from tigerbot_jobs.sweep.analysis_axes import Axis
 
 LEAST = 50
-_MOST, _FORESTED = 1000, 400  # trials looked at: more say the same and take long
+MOST, FORESTED = 1000, 400  # trials looked at: more say the same and take long
 _TREES, _RESAMPLES = 24, 20
 
 
@@ -41,11 +41,11 @@ def importances(history: History, axes: Sequence[Axis], seed: int = 0) -> list[I
     if len(trials) < LEAST or not shared:
         return []
     rng = np.random.default_rng(seed)
-    trials = _some(trials, rng, min(len(trials), _MOST))
+    trials = _some(trials, rng, min(len(trials), MOST))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        forest = _shares(_fanova(seed), history, _some(trials, rng, min(len(trials), _FORESTED)), shared)
+        forest = _shares(_fanova(seed), history, _some(trials, rng, min(len(trials), FORESTED)), shared)
         ped = _shares(_ped(), history, trials, shared)
         again = [_shares(_ped(), history, _drawn(trials, rng), shared) for _ in range(_RESAMPLES)]
     finally:

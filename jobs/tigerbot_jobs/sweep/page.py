@@ -93,7 +93,7 @@ def _tiles(history: History, found: Recommendation | None) -> list[tuple[str, st
     cost, broken = money(history, card_hours), sum(failure.attempts for failure in failures(history))
     cards = counts_cards(history)
     shown = [
-        (f"{over:,}", both(f"trials over, of {max(history.planned, len(history.trials)):,}", "已结束的试验")),
+        (f"{over:,}", both(f"trials over, {broken:,} attempts failed", f"个试验已结束，失败 {broken:,} 次")),
         (number(best[0].metric) if best else "–", both("best in the search", "搜索中的最佳")),
     ]
     if found is not None and found.rerun is not None:
@@ -104,7 +104,6 @@ def _tiles(history: History, found: Recommendation | None) -> list[tuple[str, st
             (written(cost, cost), both(f"money, at {history.price:g} a card-hour", f"费用，每卡时 {history.price:g}"))
         )
     shown.append((span(wall_s(history)), both("wall time", "历时")))
-    shown.append((f"{broken:,}", both("attempts failed", "失败次数")))
     return shown
 
 

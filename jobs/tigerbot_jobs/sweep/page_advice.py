@@ -21,7 +21,13 @@ def advice(
     history: History, found: Recommendation | None, axes: Sequence[Axis], important: Sequence[Importance]
 ) -> str:
     """An ordered list, the most useful first."""
-    items = [*_submit(history, found), *_space(found, axes), *_money(history), *_broken(history), *_fix(important)]
+    items = [
+        *_submit(history, found),
+        *_space(found, axes, _idle(important)),
+        *_money(history),
+        *_broken(history),
+        *_fix(important),
+    ]
     return f"<ol class=advice>{''.join(f'<li>{item}</li>' for item in items)}</ol>"
 
 
@@ -56,10 +62,11 @@ def _overlaps(history: History, mean: float, found: Recommendation) -> bool:
     return found.rerun.low <= mean <= found.rerun.high
 
 
-def _space(found: Recommendation | None, axes: Sequence[Axis]) -> Iterator[str]:
+def _space(found: Recommendation | None, axes: Sequence[Axis], idle: Sequence[str]) -> Iterator[str]:
+    """Parameters that matter and whose best value is at a bound; 0 is a bound that is nobody's choice."""
     near = [(axis, axis.edge(found.trial.params)) for axis in axes] if found is not None else []
     for axis, side in near:
-        if side and found is not None:
+        if side and found is not None and axis.name not in idle and (side == "high" or axis.low != 0):
             value = shown(found.trial.params[axis.name])
             bound = shown(axis.low if side == "low" else axis.high)
             yield both(
@@ -106,10 +113,14 @@ def _broken(history: History) -> Iterator[str]:
 
 
 def _fix(important: Sequence[Importance]) -> Iterator[str]:
-    idle = [one.name for one in important if one.fanova < _IDLE and one.ped_high < 2 * _IDLE]
+    idle = _idle(important)
     if idle and len(idle) < len(important):
         names = plain(", ".join(idle[:8]))
         yield both(
             f"<b>Fix {names}</b>: below {_IDLE:.0%} of the importance by both methods; search the others.",
             f"<b>固定 {names}</b>：两种方法下重要性都低于 {_IDLE:.0%}；把搜索留给其他参数。",
         )
+
+
+def _idle(important: Sequence[Importance]) -> list[str]:
+    return [one.name for one in important if one.fanova < _IDLE and one.ped_high < 2 * _IDLE]

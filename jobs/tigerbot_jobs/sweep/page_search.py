@@ -107,9 +107,9 @@ def seeds_section(history: History) -> str:
 def _area(found: BestSoFar, band: Band | None, epochs: Sequence[tuple[float, float, int]], history: History) -> Frame:
     """A frame from the best value to what a search had after its first few trials: what lies above says nothing."""
     xs = [cost for cost in (*found.costs, found.total) if cost > 0]
-    ys = list(found.values[min(2, len(found.values) - 1) :])
+    ys = list(found.values[min(3, len(found.values) - 1) :])
     if band is not None:
-        early = min(3, len(band.costs) - 1)
+        early = min(8, len(band.costs) - 1)
         ys += [*band.median[early:], float(band.low[-1]), float(band.high[early])]
         xs += [float(band.costs[0]), float(min(band.costs[-1], found.total))]
     xs += [cost for cost, _, _ in epochs if cost > 0]
@@ -131,7 +131,7 @@ def _steps(found: BestSoFar, area: Frame, unit: str) -> list[str]:
     side = "end" if x > area.width * 0.6 else "start"
     label = f"{plain(found.names[-1])} {number(found.values[-1])}"
     above = y - 9 if y > area.top + 20 else y + 18
-    parts.append(f'<text class="strong" x="{x:.1f}" y="{above:.1f}" text-anchor="{side}">{label}</text>')
+    parts.append(f'<text class="strong edged" x="{x:.1f}" y="{above:.1f}" text-anchor="{side}">{label}</text>')
     return parts
 
 

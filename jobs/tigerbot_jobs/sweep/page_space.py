@@ -10,7 +10,7 @@ import numpy as np
 from tigerbot_jobs.demo.figures import Scale, short
 from tigerbot_jobs.sweep.analysis import History, Trial
 from tigerbot_jobs.sweep.analysis_axes import Axis, shown
-from tigerbot_jobs.sweep.analysis_importance import LEAST, Importance
+from tigerbot_jobs.sweep.analysis_importance import FORESTED, LEAST, MOST, Importance
 from tigerbot_jobs.sweep.page_drawing import (
     Frame,
     Point,
@@ -29,6 +29,7 @@ from tigerbot_jobs.sweep.page_drawing import (
 
 _NAMED = 40  # lines that say their trial when pointed at
 _SLICES, _AXES = 12, 14
+_BUNDLE = 12  # lines of one path: where paths cross, their colours add up
 _GROUPS = ((0.02, "p4"), (0.1, "p3"), (0.3, "p2"), (1.0, "p1"))
 
 
@@ -79,31 +80,30 @@ def parallel_section(history: History, axes: Sequence[Axis]) -> str:
     axes, ranked = axes[:_AXES], history.best(len(history.searched))
     if not axes or not ranked:
         return ""
-    area = frame([0, len(axes)], [0, 1], height=400, left=40, bottom=30)
+    below = any(axis.conditional for axis in axes)
+    area = frame([0, len(axes)], [0, 1], height=392 if below else 362, left=40, bottom=30)
     columns = [70 + 830 * at / len(axes) for at in range(len(axes) + 1)]
     values = _clipped(history, ranked)
-    end = Scale([min(values), max(values)], area.height - 40.0, 52.0)
+    end = Scale([min(values), max(values)], 344.0, 52.0)
     if history.mode == "max":
         end.start, end.end = end.end, end.start
-
-    def line(trial: Trial) -> list[Point]:
-        places = [axis.place(trial.params) for axis in axes]
-        points = [(x, 372.0 if at is None else 344.0 - 292 * at) for x, at in zip(columns, places, strict=False)]
-        assert trial.metric is not None
-        return [*points, (columns[-1], min(364.0, max(46.0, end(trial.metric))))]
-
-    parts, drawn = [], len(ranked)
-    for share, kind in reversed(_GROUPS):
+    lines = [
+        _line(trial, axes, columns, end, spread) for trial, spread in zip(ranked, _spreads(len(ranked)), strict=True)
+    ]
+    parts, since = [], 0
+    for share, kind in _GROUPS:
         until = math.ceil(share * len(ranked))
-        since = next((math.ceil(s * len(ranked)) for s, k in reversed(_GROUPS) if s < share), 0)
-        paths = "".join(polyline(line(trial)) for trial in ranked[max(since, _NAMED) : until])
-        parts.append(f'<path class="trial {kind}" d="{paths}"/>' if paths else "")
-    for trial in reversed(ranked[: min(_NAMED, drawn)]):
-        rank = ranked.index(trial)
-        kind = "best" if rank == 0 else next(k for s, k in _GROUPS if rank < math.ceil(s * len(ranked)))
+        group = lines[max(since, _NAMED) : until]
+        bundles = [group[at : at + _BUNDLE] for at in range(0, len(group), _BUNDLE)]
+        parts.append("".join(f'<path class="trial {kind}" d="{"".join(map(polyline, lot))}"/>' for lot in bundles))
+        since = until
+    parts.reverse()
+    for rank in reversed(range(min(_NAMED, len(ranked)))):
+        trial = ranked[rank]
+        kind = "best" if rank == 0 else next(k for share, k in _GROUPS if rank < math.ceil(share * len(ranked)))
         said = ", ".join(f"{axis.name} {shown(trial.params[axis.name])}" for axis in axes if axis.name in trial.params)
         title = plain(f"{rank + 1}. {trial.name}: {number(trial.metric)}; {said}")
-        parts.append(f'<path class="trial {kind} one" d="{polyline(line(trial))}"><title>{title}</title></path>')
+        parts.append(f'<path class="trial {kind} one" d="{polyline(lines[rank])}"><title>{title}</title></path>')
     parts += [_column(axis, x) for axis, x in zip(axes, columns, strict=False)]
     parts.append(_rule(columns[-1], history.metric, [(short(v), y) for v, y in ticks(end, 6)]))
     switch = both("only the best tenth", "只看最好的十分之一")
@@ -123,6 +123,27 @@ def parallel_section(history: History, axes: Sequence[Axis]) -> str:
             "将鼠标移到前四十名的线上可看到对应试验。差于 90% 分位的值画在边缘；试验没有的参数画在轴下方。",
         ),
     )
+
+
+def _line(trial: Trial, axes: Sequence[Axis], columns: Sequence[float], end: Scale, spread: float) -> list[Point]:
+    points = []
+    for axis, x in zip(axes, columns, strict=False):
+        at = axis.place(trial.params)
+        if at is not None and axis.choices:
+            at += spread / len(axis.choices)
+        points.append((x, 372.0 if at is None else 344.0 - 292 * at))
+    assert trial.metric is not None
+    return [*points, (columns[-1], _held(end, trial.metric))]
+
+
+def _held(end: Scale, value: float) -> float:
+    low, high = sorted((end.start, end.end))
+    return min(high, max(low, end(value)))
+
+
+def _spreads(count: int) -> list[float]:
+    """Where in the width of a choice each line goes, so that many of them do not hide in one."""
+    return [float(value) for value in np.random.default_rng(0).uniform(-0.3, 0.3, count)]
 
 
 def slices_section(history: History, axes: Sequence[Axis], order: Sequence[str]) -> str:
@@ -217,7 +238,11 @@ def _cut(text: str, most: int) -> str:
 def _biased(history: History, left_out: Sequence[str]) -> str:
     searcher = history.lives[-1].searcher if history.lives else ""
     scheduled = bool(history.rungs)
-    english, chinese = ["Computed by optuna."], ["由 optuna 计算。"]
+    about = f"optuna; forest over {FORESTED:,} trials at most, PED-ANOVA over {MOST:,}"
+    english, chinese = (
+        [f"Computed by {about}."],
+        [f"由 optuna 计算；随机森林最多用 {FORESTED:,} 个试验，PED-ANOVA 最多 {MOST:,} 个。"],
+    )
     if searcher not in ("random", "quasi", "grid"):
         english.append(f"The searcher ({plain(searcher)}) favoured good regions, so both are hints, not measurements.")
         chinese.append(f"搜索器（{plain(searcher)}）偏向好的区域，因此两者只是提示而非测量。")

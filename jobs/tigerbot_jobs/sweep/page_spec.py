@@ -17,18 +17,7 @@ import yaml
 from tigerbot.errors import SpecError
 from tigerbot.spec import load_spec, parse_spec
 
-_KEPT = (
-    "kind",
-    "target",
-    "trial",
-    "metric",
-    "mode",
-    "params",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "storage",
-    "tracking",
-)
+_KEPT = ("trial", "params", "metric", "mode", "cpus_per_trial", "gpus_per_trial", "storage", "tracking")
 
 
 @dataclass(frozen=True)
@@ -67,25 +56,13 @@ def _train(target: str, name: str, values: Mapping[str, Any]) -> str:
 
 
 def _single(spec: Mapping[str, Any], name: str, params: Mapping[str, Any]) -> str:
-    one = {key: spec[key] for key in _KEPT if spec.get(key)} | {
-        "name": name,
-        "space": {field: {"choice": [value]} for field, value in params.items()},
-        "trials": 1,
-        "searcher": "random",
-        "scheduler": "none",
-    }
-    parse_spec(dict(one))
-    return _dump(
-        dict(
-            sorted(
-                one.items(),
-                key=lambda item: (
-                    ("kind", "name", "target").index(item[0]) if item[0] in ("kind", "name", "target") else 3
-                ),
-            )
-        )
-    )
+    one = {"kind": "sweep", "name": name, "target": spec["target"]}
+    one |= {key: spec[key] for key in _KEPT if spec.get(key)}
+    one["space"] = {field: {"choice": [value]} for field, value in params.items()}
+    one |= {"trials": 1, "searcher": "random", "scheduler": "none"}
+    parse_spec(one)
+    return _dump(one)
 
 
 def _dump(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=110)
+    return yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110)
