@@ -53,6 +53,7 @@ class Trial:
         begun: when each attempt began. `reasons` says why: "" the first time and after a driver's death, `takeover` where
             it went on with another member's weights, else the cause its attempt before failed of.
         endings: how those attempts ended that said so.
+        params: a member of a population changes its own; these are what it ended with.
         config: the same for every seed of a configuration.
         fresh: it runs a configuration again with another seed than the first, after the search or beside it.
         running: its last event is a begin; it runs, or its driver died.

@@ -24,13 +24,7 @@ def read_history(path: Path) -> History:
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({str(error.strerror).lower()})", where=str(path), fix="give a sweep or its trials.jsonl"
-        ) from None
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    lines = _lines(path)
     points = [line for line in lines if line.startswith(_POINT)]
     events, unreadable = parsed([line for line in lines if not line.startswith(_POINT)])
     fold = _Fold()
@@ -40,6 +34,15 @@ def read_history(path: Path) -> History:
         except MISSHAPEN:
             unreadable += 1
     return fold.history(unreadable, points)
+
+
+def read_events(path: Path) -> list[Any]:
+    """The events in a journal that are no points, in order, as they are written.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return parsed([line for line in _lines(path) if not line.startswith(_POINT)])[0]
 
 
 class _Fold:
@@ -77,6 +80,7 @@ class _Fold:
 
     def history(self, unreadable: int, points: Sequence[bytes]) -> History:
         first_seed: dict[str, int] = {}
+        changed = {exploit.name: exploit.after for exploit in self._exploits.values()}
         trials = {}
         for name, begins in self._begins.items():
             first, last = begins[0], begins[-1]
@@ -84,7 +88,7 @@ class _Fold:
             fresh = bool(first.get("fresh", seed != first_seed.setdefault(config, seed)))
             trials[name] = Trial(
                 name=name,
-                params=first.get("params") or {},
+                params=changed.get(name) or first.get("params") or {},
                 config=config,
                 seed=seed,
                 parent=last.get("parent"),
@@ -128,6 +132,16 @@ def _life(event: Mapping[str, Any]) -> Life:
         scheduler=str(event.get("scheduler") or ""),
         price_per_card_hour=None if price is None else float(price),
     )
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({str(error.strerror).lower()})", where=str(path), fix="give a sweep or its trials.jsonl"
+        ) from None
+    return data[: data.rfind(b"\n") + 1].splitlines()
 
 
 def _number(value: Any) -> float:

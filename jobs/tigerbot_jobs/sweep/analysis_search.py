@@ -76,7 +76,9 @@ def cost(trial: Trial, cards: bool) -> float:
 
 
 def best_so_far(history: History) -> BestSoFar:
-    """The best value against what had been spent, failed trials and all, as trials ended."""
+    """The best value against what had been spent, failed trials and all, as trials ended; of a population, as it trained."""
+    if history.exploits:
+        return _best_of_population(history)
     cards, spent = counts_cards(history), 0.0
     costs, values, names = [], [], []
     for trial in sorted((t for t in history.trials.values() if t.endings), key=lambda t: t.ended_at):
@@ -105,7 +107,8 @@ def random_band(history: History, seed: int = 0) -> Band | None:
         return None
     values = np.array([history.key(trial.metric) for trial in trials])
     each, total = _whole_cost(history), best_so_far(history).total
-    count = min(20_000, max(2, math.ceil(total / each))) if each > 0 else len(history.searched)
+    # The best of more draws than there are values is the best value: a band would say what nobody has seen.
+    count = min(len(values), max(2, math.ceil(total / each))) if each > 0 else len(values)
     at = np.unique(np.geomspace(1, count, _GRID).astype(int)) - 1
     rng = np.random.default_rng(seed)
     best = np.array([np.minimum.accumulate(values[rng.integers(0, len(values), count)])[at] for _ in range(_RESAMPLES)])
@@ -118,7 +121,7 @@ def random_band(history: History, seed: int = 0) -> Band | None:
 def i_epoch(history: History) -> list[tuple[float, float, int]]:
     """(cost, value, i) of i-Epoch over the configurations of this search, where the winner at i ran to its end."""
     curves, cards = history.curves, counts_cards(history)
-    trials = [trial for trial in history.searched if trial.name in curves]
+    trials = [trial for trial in history.searched if trial.name in curves] if not history.exploits else []
     if not trials:
         return []
     last = {trial.name: int(curves[trial.name].steps[-1]) for trial in trials}
@@ -161,6 +164,30 @@ def winning_line(history: History, winner: str) -> list[Stretch]:
         last = max(taken, key=lambda exploit: exploit.step)
         line.append(Stretch(name, last.step, end, last))
         name, end = last.source, last.step
+
+
+def _best_of_population(history: History) -> BestSoFar:
+    """Members end all at once: what they had on the way counts, at what all of them had cost by then."""
+    members = [trial for trial in history.trials.values() if trial.name in history.curves]
+    points = sorted(
+        (float(t), float(value), trial.name)
+        for trial in members
+        for t, value in zip(history.curves[trial.name].times, history.curves[trial.name].values, strict=True)
+    )
+    began = np.array([trial.begun[0] for trial in members])
+    ended = np.array([trial.ended_at if not trial.running else np.inf for trial in members])
+    each = np.array([trial.cards if counts_cards(history) else 1.0 for trial in members]) / 3600
+
+    def spent(t: float) -> float:
+        return float(np.sum(np.clip(np.minimum(t, ended) - began, 0, None) * each))
+
+    costs, values, names = [], [], []
+    for t, value, name in points:
+        if not values or history.better(value, values[-1]):
+            costs.append(spent(t))
+            values.append(value)
+            names.append(name)
+    return BestSoFar(tuple(costs), tuple(values), tuple(names), spent(points[-1][0]) if points else 0.0)
 
 
 def _whole_cost(history: History) -> float:

@@ -8,9 +8,8 @@ same answer every time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -88,12 +87,6 @@ def recommended(history: History, seed: int = 0) -> Recommendation | None:
     if not best or best[0].metric is None:
         return None
     return Recommendation(best[0], best[0].metric, None)
-
-
-def params_at_end(history: History, trial: Trial) -> Mapping[str, Any]:
-    """A trial's parameters as it ended with them: a member of a population changes its own."""
-    changes = sorted((e.step, e.after) for e in history.exploits if e.name == trial.name)
-    return {**trial.params, **changes[-1][1]} if changes else trial.params
 
 
 def _fresh(history: History) -> dict[str, list[float]]:

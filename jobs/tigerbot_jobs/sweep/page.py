@@ -18,7 +18,7 @@ from tigerbot_jobs.sweep.analysis_axes import axes
 from tigerbot_jobs.sweep.analysis_cost import failures, hours_unit, money, spent, wall_s
 from tigerbot_jobs.sweep.analysis_importance import importances
 from tigerbot_jobs.sweep.analysis_search import counts_cards
-from tigerbot_jobs.sweep.analysis_seeds import Recommendation, params_at_end, recommended
+from tigerbot_jobs.sweep.analysis_seeds import Recommendation, recommended
 from tigerbot_jobs.sweep.page_advice import advice
 from tigerbot_jobs.sweep.page_drawing import both, number, plain
 from tigerbot_jobs.sweep.page_schedule import front_section, genealogy_section, rungs_section
@@ -110,7 +110,7 @@ def _tiles(history: History, found: Recommendation | None) -> list[tuple[str, st
 def _spec(history: History, about: About, found: Recommendation | None) -> str:
     if found is None:
         return ""
-    ready = ready_spec(about.name, about.spec, params_at_end(history, found.trial))
+    ready = ready_spec(about.name, about.spec, found.trial.params)
     note = both(
         f"Save as {plain(ready.name)}.yaml, then: <code>tiger submit {plain(ready.name)}.yaml --cluster URL</code>",
         f"保存为 {plain(ready.name)}.yaml，然后：<code>tiger submit {plain(ready.name)}.yaml --cluster URL</code>",

@@ -9,7 +9,6 @@ from tigerbot_jobs.sweep.analysis import History
 from tigerbot_jobs.sweep.analysis_axes import Axis, shown
 from tigerbot_jobs.sweep.analysis_cost import cost_to_close, failures, hours_unit
 from tigerbot_jobs.sweep.analysis_importance import Importance
-from tigerbot_jobs.sweep.analysis_search import random_band
 from tigerbot_jobs.sweep.analysis_seeds import Recommendation, noise, reruns
 from tigerbot_jobs.sweep.page_drawing import both, number, plain
 
@@ -82,20 +81,6 @@ def _money(history: History) -> Iterator[str]:
         yield both(
             f"<b>Spend less next time</b>: within 1% of the best after {share:.0%} of the {short(close[1])} {unit}.",
             f"<b>下次可以少花</b>：用到 {share:.0%} 的预算时已在最佳值的 1% 以内。",
-        )
-    band = random_band(history)
-    if band is not None and not band.startup:
-        return
-    best = history.best(1)
-    if (
-        band is not None
-        and best
-        and best[0].metric is not None
-        and not history.better(best[0].metric, float(band.median[-1]))
-    ):
-        yield both(
-            "<b>Try plain random search</b>: at this cost it would have found as good a value.",
-            "<b>试试普通随机搜索</b>：同样的成本也能得到同样好的值。",
         )
 
 

@@ -82,8 +82,8 @@ def front_section(history: History, objectives: Mapping[str, str]) -> str:
         _front_picture(found, front, names),
         keys=legend(("top", both("Pareto front", "帕累托前沿")), ("rest", both("other trials", "其他试验"))),
         note=both(
-            f"{len(front)} of {len(found)} trials are better than every other in something ({modes}).",
-            f"{len(found)} 个试验中有 {len(front)} 个在某一方面不被超越（{modes}）。",
+            f"No trial is better than one of these {len(front)} of {len(found)} in everything ({modes}).",
+            f"{len(found)} 个试验中有 {len(front)} 个未被任何试验全面超越（{modes}）。",
         ),
         numbers=table(heads, rows, numbers=range(1, len(heads))),
     )

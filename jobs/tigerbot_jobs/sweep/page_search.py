@@ -51,7 +51,7 @@ def search_section(history: History) -> str:
         x, y = area.at(cost, value)
         name = f"i-Epoch, i = {until}: {number(value)} for {short(cost)} {unit}"
         parts.append(f'<path class="epoch" d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z"><title>{name}</title></path>')
-    parts += _steps(found, area, unit)
+    parts += _steps(found, area, unit, history.mode == "min")
     parts.append(_fresh_level(history, area))
     rows = [
         (plain(name), short(cost), number(value))
@@ -60,13 +60,8 @@ def search_section(history: History) -> str:
     heads = (both("new best", "新最佳"), both(unit, _hours(unit)), plain(history.metric))
     return figure(
         picture(area, f"best {history.metric} against {unit}", "".join(parts)),
-        keys=legend(
-            ("ours", both("this sweep", "本次扫参")),
-            ("random", both("random search, median and 5–95%", "随机搜索：中位数与 5–95% 区间")),
-            ("epoch", "i-Epoch"),
-            ("fresh", both("fresh-seed mean of the recommended one", "推荐配置的新种子均值")),
-        ),
-        note=_about(band),
+        keys=legend(*_marks(band is not None, bool(epochs), "fresh" in parts[-1])),
+        note=_about(band, population=bool(history.exploits)),
         numbers=table(heads, rows, numbers=(1, 2)),
     )
 
@@ -115,10 +110,12 @@ def _area(found: BestSoFar, band: Band | None, epochs: Sequence[tuple[float, flo
     xs += [cost for cost, _, _ in epochs if cost > 0]
     rerun = recommended(history)
     ys += [rerun.value] if rerun is not None and rerun.rerun is not None else []
+    best, span = found.values[-1], max(ys) - min(ys)
+    ys.append(best - 0.07 * span if history.mode == "min" else best + 0.07 * span)  # room for its name
     return frame(xs or [0.0, 1.0], ys, height=360, log_x=bool(xs) and min(xs) > 0)
 
 
-def _steps(found: BestSoFar, area: Frame, unit: str) -> list[str]:
+def _steps(found: BestSoFar, area: Frame, unit: str, best_is_low: bool) -> list[str]:
     first = area.across.start
     placed = [
         area.at(x, y) if x > 0 else (first, area.at(1, y)[1]) for x, y in zip(found.costs, found.values, strict=True)
@@ -130,8 +127,8 @@ def _steps(found: BestSoFar, area: Frame, unit: str) -> list[str]:
     x, y = placed[-1]
     side = "end" if x > area.width * 0.6 else "start"
     label = f"{plain(found.names[-1])} {number(found.values[-1])}"
-    above = y - 9 if y > area.top + 20 else y + 18
-    parts.append(f'<text class="strong edged" x="{x:.1f}" y="{above:.1f}" text-anchor="{side}">{label}</text>')
+    below = y + 17 if best_is_low else y - 9
+    parts.append(f'<text class="strong edged" x="{x:.1f}" y="{below:.1f}" text-anchor="{side}">{label}</text>')
     return parts
 
 
@@ -144,7 +141,23 @@ def _fresh_level(history: History, area: Frame) -> str:
     return f'<line class="fresh" {ends}><title>fresh-seed mean {number(found.value)}</title></line>'
 
 
-def _about(band: Band | None) -> str:
+def _marks(band: bool, epochs: bool, fresh: bool) -> list[tuple[str, str]]:
+    marks = [
+        (True, "ours", both("this sweep", "本次扫参")),
+        (band, "random", both("random search, median and 5–95%", "随机搜索：中位数与 5–95% 区间")),
+        (epochs, "epoch", "i-Epoch"),
+        (fresh, "fresh", both("fresh-seed mean of the recommended one", "推荐配置的新种子均值")),
+    ]
+    return [(kind, name) for drawn, kind, name in marks if drawn]
+
+
+def _about(band: Band | None, *, population: bool) -> str:
+    if population:
+        return both(
+            "The best of the population while it trained. Members take over each other's weights, so nothing here is a "
+            "random search to compare with.",
+            "训练过程中种群的最佳值。成员之间会接管权重，因此没有可比的随机搜索。",
+        )
     epoch = "i-Epoch: all configurations for i steps, then the best to the end (arXiv 2404.04111), from these curves."
     epoch_zh = "i-Epoch：所有配置训练 i 步后只把最好的训练到底（arXiv 2404.04111），由本次曲线计算。"
     if band is None:
@@ -154,8 +167,8 @@ def _about(band: Band | None) -> str:
         )
     drawn = f"the searcher's first {band.pool} random trials" if band.startup else f"all {band.pool:,} trials"
     drawn_zh = f"搜索器最初随机抽取的 {band.pool} 个试验" if band.startup else f"全部 {band.pool:,} 个试验"
-    small = " So few hold no rare luck: the band flattens early." if band.startup else ""
-    small_zh = "样本很少，区间会过早变平。" if band.startup else ""
+    small = " It ends where there would be more draws than trials." if band.startup else ""
+    small_zh = "抽取次数超过试验数之处不再画出。" if band.startup else ""
     return both(
         f"Band: 400 random searches drawn with replacement from {drawn} (seeded), each trial at the cost of a whole one; "
         f"one that was stopped counts with its last value.{small} {epoch}",

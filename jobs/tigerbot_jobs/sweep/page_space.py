@@ -29,6 +29,7 @@ from tigerbot_jobs.sweep.page_drawing import (
 
 _NAMED = 40  # lines that say their trial when pointed at
 _SLICES, _AXES = 12, 14
+_SPARSE = 100  # so few lines do not add up to anything
 _BUNDLE = 12  # lines of one path: where paths cross, their colours add up
 _GROUPS = ((0.02, "p4"), (0.1, "p3"), (0.3, "p2"), (1.0, "p1"))
 
@@ -106,10 +107,11 @@ def parallel_section(history: History, axes: Sequence[Axis]) -> str:
         parts.append(f'<path class="trial {kind} one" d="{polyline(lines[rank])}"><title>{title}</title></path>')
     parts += [_column(axis, x) for axis, x in zip(axes, columns, strict=False)]
     parts.append(_rule(columns[-1], history.metric, [(short(v), y) for v, y in ticks(end, 6)]))
+    sparse = 'class="sparse"' if len(ranked) <= _SPARSE else ""
     switch = both("only the best tenth", "只看最好的十分之一")
     return figure(
         f"<label class=switch><input type=checkbox class=few> {switch}</label>"
-        + picture(area, "parallel coordinates of all trials", "".join(parts)),
+        + picture(area, "parallel coordinates of all trials", "".join(parts), sparse),
         keys=legend(
             ("best", both("best", "最佳")),
             ("p4", both("best 2%", "前 2%")),

@@ -37,7 +37,7 @@ line.fresh{stroke:var(--fresh);stroke-width:1.6;stroke-dasharray:2 4;stroke-line
 .whisker{stroke:var(--ink);stroke-opacity:.7;stroke-width:1.2}
 .trial{stroke:var(--p1);stroke-width:1;stroke-linejoin:round;stroke-opacity:.13} .trial.p2{stroke:var(--p2);stroke-opacity:.22} .trial.p3{stroke:var(--p3);
 stroke-opacity:.38} .trial.p4{stroke:var(--p4);stroke-width:1.4;stroke-opacity:.85} .trial.best{stroke:var(--best);stroke-width:3}
-.trial.one:hover{stroke:var(--best);stroke-width:3.5;stroke-opacity:1} figure:has(.few:checked) .p1,figure:has(.few:checked) .p2{display:none}
+.trial.one{stroke-opacity:.85}.trial.best{stroke-opacity:1}svg.sparse .trial{stroke-opacity:.75}.trial.one:hover{stroke:var(--best);stroke-width:3.5;stroke-opacity:1} figure:has(.few:checked) .p1,figure:has(.few:checked) .p2{display:none}
 .member{stroke-width:6;stroke-linecap:butt} .taken{stroke:var(--soft);stroke-opacity:.55} .way{stroke:var(--ink);stroke-width:2.2;stroke-linecap:round}
 .f0{stroke:#0072b2}.f1{stroke:#d55e00}.f2{stroke:#009e73}.f3{stroke:#cc79a7}.f4{stroke:#56b4e9}.f5{stroke:#e69f00}.f6{stroke:#8d5bb0}.f7{stroke:#8fb93f}
 i.mark{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.45rem;vertical-align:-1px}

@@ -64,22 +64,20 @@ class JournalStory:
         status: str = "done",
         cause: str = "",
         error: str = "",
-        points: bool = True,
-    ) -> float:
-        """A whole trial; gives its last loss."""
+    ) -> JournalStory:
+        """A whole trial."""
         slot = min(range(len(self._slots)), key=lambda at: self._slots[at])
         began, params = self._slots[slot], params or self.params()
         name, value = f"trial-{index:04d}", math.nan
         self.begin(name, params, config=f"c{index if config is None else config:04d}", seed=seed, t=began)
         for step in range(1, steps + 1):
             value = self.loss(params, step)
-            if points:
-                self.point(name, step, value, began + 3 * step)
+            speed = 2e5 / params["width"] * self._random.uniform(0.9, 1.1)
+            self.point(name, step, value, began + 3 * step, speed=speed)
         self._slots[slot] = began + 3 * steps + 0.5
         failed = status in ("failed", "killed")
         metric = None if failed else value
-        self.end(name, status, metric, seconds=3.0 * steps, cause=cause, error=error, t=self._slots[slot])
-        return value
+        return self.end(name, status, metric, seconds=3.0 * steps, cause=cause, error=error, t=self._slots[slot])
 
     def random_search(self, count: int) -> JournalStory:
         for index in range(count):
@@ -102,7 +100,7 @@ class JournalStory:
                     break
             self.trial(index, params, steps=until, status=status)
             for rung, at, value, promoted in passed:
-                self._say("rung", self._slots[0], name=name, rung=rung, step=at, value=value, promoted=promoted)
+                self.rung(name, rung, at, value, promoted)
         return self
 
     def pbt(self, members: int = 8, generations: int = 6) -> JournalStory:
@@ -139,13 +137,13 @@ class JournalStory:
         return self
 
     def begin(
-        self, name: str, params: dict[str, Any], *, config: str, seed: int, t: float, attempt: int = 1
+        self, name: str, params: dict[str, Any], *, config: str, seed: int, t: float, attempt: int = 1, **more: Any
     ) -> JournalStory:
-        about = {"parent": None, "attempt": attempt, "cards": 1.0, "node": "n1"}
+        about = {"parent": None, "attempt": attempt, "cards": 1.0, "node": "n1"} | more
         return self._say("begin", t, name=name, params=params, config=config, seed=seed, **about)
 
-    def point(self, name: str, step: int, value: float, t: float) -> JournalStory:
-        metrics = {"loss": value, "tokens_per_s": 1000.0 + 10 * step}
+    def point(self, name: str, step: int, value: float, t: float, *, speed: float = 1000.0) -> JournalStory:
+        metrics = {"loss": value, "tokens_per_s": speed}
         return self._say("point", t, name=name, step=step, value=value, metrics=metrics)
 
     def end(
@@ -160,6 +158,9 @@ class JournalStory:
         error: str = "",
     ) -> JournalStory:
         return self._say("end", t, name=name, status=status, metric=metric, error=error, cause=cause, seconds=seconds)
+
+    def rung(self, name: str, rung: int, step: int, value: float, promoted: bool) -> JournalStory:
+        return self._say("rung", self._slots[0], name=name, rung=rung, step=step, value=value, promoted=promoted)
 
     def write(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
