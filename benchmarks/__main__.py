@@ -20,6 +20,7 @@ NAMES = (
     "loss_memory",
     "adam8bit",
     "islands",
+    "sweep_best",
     "ensemble_decode",
 )
 

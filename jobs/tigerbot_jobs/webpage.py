@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tigerbot.errors import StorageError
 from tigerbot.runs import write_text
+from tigerbot_jobs.shown import printable
 
 STYLE = """
 :root{--ink:#1d2733;--soft:#66727e;--line:#dde3ea;--paper:#fbfcfd;--card:#fff;color-scheme:light dark}
@@ -44,7 +45,7 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> str
     head = (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f'<meta http-equiv=Content-Security-Policy content="{policy}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
+        f"<title>{html.escape(printable(title))}</title><style>{STYLE}{style}</style>"
     )
     return f"{head}{body}</html>\n"
 
@@ -66,7 +67,9 @@ def write(path: Path, page: str) -> Path:
 
 def chip(state: str) -> str:
     """The state of a run as a coloured word."""
-    return f'<span class=state style="background:{_STATES.get(state, "#66727e")}">{html.escape(state)}</span>'
+    return (
+        f'<span class=state style="background:{_STATES.get(state, "#66727e")}">{html.escape(printable(state))}</span>'
+    )
 
 
 def tiles(shown: Iterable[tuple[str, str]]) -> str:

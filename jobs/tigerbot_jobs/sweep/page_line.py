@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tigerbot_jobs.shown import money as written
 from tigerbot_jobs.shown import printable, span
 
 _RECENT = 50  # ends that the rate is taken over
@@ -185,7 +184,11 @@ def _budget(found: Progress, limits: Limits, now: float) -> list[str]:
         parts.append(f"{max(0.0, limits.card_hours - spent):.2f} of {limits.card_hours:g} card-hours left")
     if limits.money is not None and found.price is not None:
         rest, whole = max(0.0, limits.money - spent * found.price), limits.money
-        parts.append(f"{written(rest, whole)} of {written(whole, whole)} money left")
+        parts.append(f"{_amount(rest, whole)} of {_amount(whole, whole)} money left")
     elif found.price:
-        parts.append(f"{written(spent * found.price, spent * found.price)} money spent")
+        parts.append(f"{_amount(spent * found.price, spent * found.price)} money spent")
     return parts
+
+
+def _amount(amount: float, whole: float) -> str:
+    return f"{amount:,.2f}" if whole >= 1 else f"{amount:.4f}"

@@ -71,11 +71,15 @@ def seeds_section(history: History) -> str:
     found, count = reruns(history)[:_FRESH], len(history.searched)
     if not found:
         luck = f"{expected_luck(count):.1f}"
-        return "<p class=callout>" + both(
-            f"No configuration ran with a second seed, so the best value is a flattering one: of {count:,} equally good "
-            f"configurations the best lies about {luck} standard deviations of the noise above what it is worth.",
-            f"没有任何配置用第二个种子重跑过，最佳值因此偏乐观：{count:,} 个同样好的配置中，最佳者平均高出其真实水平约 "
-            f"{luck} 个噪声标准差。",
+        return (
+            "<p class=callout>"
+            + both(
+                f"No configuration ran with a second seed, so the best value is a flattering one: of {count:,} equally good "
+                f"configurations the best lies about {luck} standard deviations of the noise above what it is worth.",
+                f"没有任何配置用第二个种子重跑过，最佳值因此偏乐观：{count:,} 个同样好的配置中，最佳者平均高出其真实水平约 "
+                f"{luck} 个噪声标准差。",
+            )
+            + "</p>"
         )
     sigma = noise(history)
     curse = float(np.median([abs(one.curse) for one in found]))
