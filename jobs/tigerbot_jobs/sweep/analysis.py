@@ -44,6 +44,11 @@ class Ending:
     cause: str
     seconds: float
 
+    @property
+    def broken(self) -> bool:
+        """Whether something went wrong; what ended because the budget was spent did not."""
+        return self.status in ("failed", "killed") and self.cause != "budget"
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -78,7 +78,7 @@ def failures(history: History) -> list[Failure]:
     grouped: dict[str, list[tuple[Trial, float, str]]] = {}
     for trial in history.trials.values():
         for ending in trial.endings:
-            if ending.status in ("failed", "killed"):
+            if ending.broken:
                 hit = trial, ending.seconds, ending.error
                 grouped.setdefault(ending.cause or "unknown", []).append(hit)
         for index, seconds in _open_ended(history, trial):

@@ -33,12 +33,12 @@ class Importance:
 
 
 def importances(history: History, axes: Sequence[Axis], seed: int = 0) -> list[Importance]:
-    """The parameters that every trial has, the most important first; nothing with fewer than `LEAST` trials."""
+    """The parameters that every trial has, the most important first; nothing with fewer than `LEAST` trials, or where all are alike."""
     import optuna
 
     shared = [axis for axis in axes if not axis.conditional]
     trials = [t for t in history.searched if all(axis.place(t.params) is not None for axis in shared)]
-    if len(trials) < LEAST or not shared:
+    if len(trials) < LEAST or not shared or len({trial.metric for trial in trials}) < 2:
         return []
     rng = np.random.default_rng(seed)
     trials = _some(trials, rng, min(len(trials), MOST))

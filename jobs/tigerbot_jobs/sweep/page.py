@@ -41,18 +41,19 @@ class About:
 
 def page(history: History, about: About) -> str:
     """The whole page as text."""
-    space, found = about.spec.get("space") or {}, recommended(history)
+    space, objectives = about.spec.get("space") or {}, about.spec.get("objectives") or {}
+    found = recommended(history)
     parameters = axes(history, space)
     important = importances(history, parameters)
     order = [one.name for one in important]
     sections = {
-        "next": (both("What to do next", "下一步"), advice(history, found, parameters, important)),
+        "next": (both("What to do next", "下一步"), advice(history, found, parameters, important, objectives)),
         "spec": (both("The recommended configuration", "推荐配置"), _spec(history, about, found)),
         "best": (both("Best so far", "至今最佳"), search_section(history)),
         "seeds": (both("What fresh seeds say", "新种子的结果"), seeds_section(history)),
-        "front": (both("Pareto front", "帕累托前沿"), front_section(history, about.spec.get("objectives") or {})),
+        "front": (both("Pareto front", "帕累托前沿"), front_section(history, objectives)),
         "importance": (both("What mattered", "参数重要性"), importance_section(history, important, parameters)),
-        "parallel": (both("Every trial", "全部试验"), parallel_section(history, parameters)),
+        "parallel": (both("Every trial", "全部试验"), parallel_section(history, parameters, order)),
         "slices": (both("One parameter at a time", "逐个参数"), slices_section(history, parameters, order)),
         "rungs": (both("Rungs", "梯级"), rungs_section(history)),
         "genealogy": (both("Genealogy", "谱系"), genealogy_section(history)),
@@ -68,7 +69,7 @@ def page(history: History, about: About) -> str:
         "<label for=zh class='switch language'><span class=en>中文</span><span class=zh>English</span></label></div>"
         f"<p class=note>{_headline(history)}</p>"
     )
-    body = f"{top}{tiles(_tiles(history, found))}<nav>{links}</nav><main>{bodies}</main>{_foot(history)}"
+    body = f"{top}{tiles(_tiles(history, found))}<nav aria-label=sections>{links}</nav><main>{bodies}</main>{_foot(history)}"
     return document(f"{about.name}: sweep", body, style=STYLE, script=SCRIPT)
 
 

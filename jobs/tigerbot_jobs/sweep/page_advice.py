@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tigerbot_jobs.demo.figures import short
 from tigerbot_jobs.sweep.analysis import History
@@ -17,11 +17,16 @@ _BROKEN = 0.05
 
 
 def advice(
-    history: History, found: Recommendation | None, axes: Sequence[Axis], important: Sequence[Importance]
+    history: History,
+    found: Recommendation | None,
+    axes: Sequence[Axis],
+    important: Sequence[Importance],
+    objectives: Collection[str],
 ) -> str:
     """An ordered list, the most useful first."""
     items = [
         *_submit(history, found),
+        *_choose(history, objectives),
         *_space(found, axes, _idle(important)),
         *_money(history),
         *_broken(history),
@@ -45,8 +50,8 @@ def _submit(history: History, found: Recommendation | None) -> Iterator[str]:
         )
     else:
         interval = f"[{number(found.rerun.low)}, {number(found.rerun.high)}]"
-        tied = [one for one in reruns(history) if one.trial is not found.trial and _overlaps(history, one.mean, found)]
-        count = len(tied)
+        low, high = found.rerun.low, found.rerun.high
+        count = sum(low <= one.mean <= high for one in reruns(history) if one.trial is not found.trial)
         alike = f" {count} more lie within its interval: take the cheapest of them." if count else ""
         alike_zh = f"另有 {count} 个配置落在其区间内：可选其中最便宜的。" if count else ""
         yield both(
@@ -56,9 +61,13 @@ def _submit(history: History, found: Recommendation | None) -> Iterator[str]:
         )
 
 
-def _overlaps(history: History, mean: float, found: Recommendation) -> bool:
-    assert found.rerun is not None
-    return found.rerun.low <= mean <= found.rerun.high
+def _choose(history: History, objectives: Collection[str]) -> Iterator[str]:
+    if objectives:
+        names = plain(", ".join(objectives))
+        yield both(
+            f"<b>Or choose from the front</b>: the recommendation is by {plain(history.metric)} alone; {names} may be worth more.",
+            f"<b>或从前沿中选择</b>：推荐只看 {plain(history.metric)}；{names} 也许更重要。",
+        )
 
 
 def _space(found: Recommendation | None, axes: Sequence[Axis], idle: Sequence[str]) -> Iterator[str]:

@@ -115,9 +115,9 @@ class Tally:
         name, metric = event["name"], event.get("metric")
         _, cards = self._running.pop(name, (t, float(event.get("cards") or 0)))
         self._card_s += float(event.get("seconds") or 0) * cards
-        self._ended[name] = event["status"] in ("failed", "killed")
+        self._ended[name] = event["status"] in ("failed", "killed") and event.get("cause") != "budget"
         self._ends.append(t)
-        if self._ended[name] or metric is None or not math.isfinite(metric):
+        if event["status"] not in ("done", "stopped") or metric is None or not math.isfinite(metric):
             return
         lower = self._about.get("mode", "min") == "min"
         if self._best is None or (metric < self._best[0] if lower else metric > self._best[0]):
@@ -147,7 +147,7 @@ def line(found: Progress, limits: Limits, now: float) -> str:
 
 def note(found: Progress, limits: Limits, now: float) -> str:
     """The line without its count and time left, for where a progress bar shows those."""
-    parts = [f"{len(found.running)} running"]
+    parts = [f"{len(found.running)} running"] if found.running else []
     if found.failed:
         parts.append(f"{found.failed:,} failed")
     if found.per_minute is not None:

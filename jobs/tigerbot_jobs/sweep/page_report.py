@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,19 @@ def log_report(path: Path, journal: Path) -> str:
 def lines(journal: Path) -> Iterator[str]:
     """What a terminal shows: how far it is, what it recommends, what failed."""
     found, told = read_history(journal), about(journal)
-    yield f"{printable(told.name)}: {told.state}, {line(progress(read_events(journal)), Limits.of(told.spec), time.time())}"
+    yield f"{printable(told.name)}: {told.state}, {_standing(journal, told)}"
     yield _recommendation(found)
     for failure in failures(found)[:5]:
         error = f": {failure.error[:160]}" if failure.error else ""
         yield printable(f"  failed, {failure.cause}: {failure.attempts:,} attempts of {failure.trials:,} trials{error}")
+
+
+def _standing(journal: Path, told: About) -> str:
+    found = progress(read_events(journal))
+    if told.state == "running":
+        return line(found, Limits.of(told.spec), time.time())
+    over = replace(found, running=(), ends=())  # what nobody works on has neither a rate nor a time left
+    return line(over, Limits(), time.time())
 
 
 def _recommendation(history: History) -> str:

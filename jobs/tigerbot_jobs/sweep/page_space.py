@@ -44,7 +44,7 @@ def importance_section(history: History, found: Sequence[Importance], axes: Sequ
     left, tall = 190, 40
     area = Frame(Scale([0, 1], left, 946), Scale([0, 1], 0, 1), 960, tall * len(found) + 44, left=left, bottom=44)
     area.across.low, area.across.high = 0.0, max(0.05, *(max(one.fanova, one.ped_high) for one in found)) * 1.02
-    parts = [grid(area, svg_share(), "", y_ticks=False)]
+    parts = [grid(area, _svg_share(), "", y_ticks=False)]
     for row, one in enumerate(found):
         y = 6 + tall * row
         zero, fanova, ped = (area.across(value) for value in (0.0, one.fanova, one.ped))
@@ -76,11 +76,13 @@ def importance_section(history: History, found: Sequence[Importance], axes: Sequ
     )
 
 
-def parallel_section(history: History, axes: Sequence[Axis]) -> str:
+def parallel_section(history: History, axes: Sequence[Axis], order: Sequence[str]) -> str:
     """Every trial as a line across its parameters to its value; the better, the darker."""
-    axes, ranked = axes[:_AXES], history.best(len(history.searched))
+    ranked = history.best(len(history.searched))
     if not axes or not ranked:
         return ""
+    chosen = _most_important(axes, order)[:_AXES]
+    axes = [axis for axis in axes if axis in chosen]
     below = any(axis.conditional for axis in axes)
     area = frame([0, len(axes)], [0, 1], height=392 if below else 362, left=40, bottom=30)
     columns = [70 + 830 * at / len(axes) for at in range(len(axes) + 1)]
@@ -153,8 +155,7 @@ def slices_section(history: History, axes: Sequence[Axis], order: Sequence[str])
     ranked = history.best(len(history.searched))
     if not axes or not ranked:
         return ""
-    rank = {name: at for at, name in enumerate(order)}
-    chosen = sorted(axes, key=lambda axis: rank.get(axis.name, len(rank)))[:_SLICES]
+    chosen = _most_important(axes, order)[:_SLICES]
     values = _clipped(history, ranked)
     drawn = "".join(_slice(history, axis, ranked, values) for axis in chosen)
     more = len(axes) - len(chosen)
@@ -166,7 +167,12 @@ def slices_section(history: History, axes: Sequence[Axis], order: Sequence[str])
     return f"<div class=slices>{drawn}</div><p class=note>{note}{hidden}</p>"
 
 
-def svg_share() -> str:
+def _most_important(axes: Sequence[Axis], order: Sequence[str]) -> list[Axis]:
+    rank = {name: at for at, name in enumerate(order)}
+    return sorted(axes, key=lambda axis: rank.get(axis.name, len(rank)))
+
+
+def _svg_share() -> str:
     return '<tspan class="en" lang="en">share of the importance</tspan><tspan class="zh" lang="zh">重要性份额</tspan>'
 
 

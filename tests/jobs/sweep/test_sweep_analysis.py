@@ -165,6 +165,16 @@ def test_few_trials_have_no_importance(told) -> None:
     assert importances(history, axes(history, {})) == []
 
 
+def test_trials_that_are_all_alike_have_no_importance(told) -> None:
+    story = JournalStory(trials=60)
+    for index in range(60):
+        story.begin(f"t{index}", story.params(), config=f"c{index}", seed=1, t=0.0)
+        story.end(f"t{index}", "done", 1.0, seconds=1, t=1)
+    history = told(story)
+
+    assert importances(history, axes(history, {})) == []
+
+
 def test_axes_take_their_bounds_from_the_space_and_their_scale_from_the_data(told) -> None:
     history = told(JournalStory(trials=60).random_search(60))
     space = {"lr": {"log_uniform": [1e-5, "1e-1"]}, "dropout": {"uniform": [0, 1], "when": {"act": "relu"}}}
@@ -208,6 +218,12 @@ def test_failures_are_counted_by_cause_with_those_that_went_well_later(told) -> 
     assert (bug.cause, bug.attempts, bug.trials, bug.recovered, bug.error) == ("bug", 2, 2, 0, "ValueError: no")
     assert (node.cause, node.attempts, node.trials, node.recovered) == ("node", 2, 1, 1)
     assert node.card_hours == pytest.approx(72 / 3600)
+
+
+def test_a_trial_that_ended_with_the_budget_did_not_fail(told) -> None:
+    history = told(JournalStory().trial(0, status="killed", cause="budget").trial(1, status="killed", cause="deadline"))
+
+    assert [failure.cause for failure in failures(history)] == ["deadline"]
 
 
 def test_how_much_would_have_been_enough(told) -> None:

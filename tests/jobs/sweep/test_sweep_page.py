@@ -15,7 +15,7 @@ from journal_story import JournalStory
 from typer.testing import CliRunner
 
 from tigerbot.errors import InputError, StorageError
-from tigerbot.runs import write_json
+from tigerbot.runs import hold_folder, write_json
 from tigerbot.spec import SweepSpec, parse_spec
 from tigerbot_jobs.commands import register
 from tigerbot_jobs.sweep.analysis_read import read_history
@@ -156,6 +156,21 @@ def test_the_verb_says_how_it_stands_and_writes_the_page(tmp_path: Path) -> None
     assert "failed, memory: 1 attempts of 1 trials: out of memory" in said and "\x1b" not in said
     assert "not logged: the sweep's spec" in said
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_sweep_that_runs_says_what_is_left_and_one_that_nobody_holds_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "bowl"
+    JournalStory(trials=30).random_search(20).write(folder / "trials.jsonl")
+    write_json(folder / "spec.json", {"spec": SPEC | {"budget": {"money": 50.0}, "tracking": {}}})
+    write_json(folder / "state.json", {"status": "running"})
+
+    died = tiger("bowl", "--in", str(tmp_path))
+    lock = hold_folder(folder)
+    runs = tiger("bowl", "--in", str(tmp_path))
+    lock.close()
+
+    assert died.startswith("bowl: died, 20/30 trials; best loss") and " left" not in died.splitlines()[0]
+    assert runs.startswith("bowl: running, 20/30 trials, ") and "49.33 of 50.00 money left" in runs
 
 
 @pytest.mark.parametrize(
