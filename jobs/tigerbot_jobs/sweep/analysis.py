@@ -60,7 +60,7 @@ class Trial:
         endings: how those attempts ended that said so.
         params: a member of a population changes its own; these are what it ended with.
         config: the same for every seed of a configuration.
-        fresh: it runs a configuration again with another seed than the first, after the search or beside it.
+        fresh: it runs one of the best configurations again with another seed; the search did not learn from it.
         running: its last event is a begin; it runs, or its driver died.
     """
 

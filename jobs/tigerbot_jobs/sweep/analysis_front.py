@@ -24,7 +24,7 @@ def fronts(history: History, objectives: Mapping[str, str]) -> list[Standing]:
     """The trials that reported every objective; the further ones count as in the last point of their curve."""
     signs = [1.0 if mode == "min" else -1.0 for mode in (history.mode, *objectives.values())]
     rows = []
-    for trial in history.searched:
+    for trial in (one for one in history.searched if one.status == "done"):
         last = history.curves[trial.name].last if trial.name in history.curves else {}
         values = [trial.metric, *(last.get(name) for name in objectives)]
         numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]

@@ -79,13 +79,11 @@ class _Fold:
             )
 
     def history(self, unreadable: int, points: Sequence[bytes]) -> History:
-        first_seed: dict[str, int] = {}
         changed = {exploit.name: exploit.after for exploit in self._exploits.values()}
         trials = {}
         for name, begins in self._begins.items():
             first, last = begins[0], begins[-1]
             config, seed = str(first.get("config") or name), int(first.get("seed") or 0)
-            fresh = bool(first.get("fresh", seed != first_seed.setdefault(config, seed)))
             trials[name] = Trial(
                 name=name,
                 params=changed.get(name) or first.get("params") or {},
@@ -95,9 +93,9 @@ class _Fold:
                 cards=float(last.get("cards") or 0),
                 node=str(last.get("node") or ""),
                 begun=tuple(float(begin["t"]) for begin in begins),
-                reasons=("", *("takeover" if b.get("parent") else str(b.get("after") or "") for b in begins[1:])),
+                reasons=("", *(str(b.get("after") or ("takeover" if b.get("parent") else "")) for b in begins[1:])),
                 endings=tuple(self._endings.get(name, ())),
-                fresh=fresh,
+                fresh=bool(first.get("fresh")),
                 running=self._running[name],
             )
         return History(

@@ -16,8 +16,22 @@ import numpy as np
 from tigerbot_jobs.sweep.analysis import History, Trial
 
 _DRAWS = 4000
-TOP = 10  # configurations that are compared by their fresh seeds: the best of thousands of means is lucky again
-_ENOUGH = 2  # fresh seeds from which a configuration's mean is believed more than its value in the search
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration in the search: the trials of its seeds, and the mean of their values.
+
+    `whole`: every seed ran to its end. What was stopped on the way is no rival to what was not.
+    """
+
+    trials: tuple[Trial, ...]
+    value: float
+    whole: bool
+
+    @property
+    def trial(self) -> Trial:
+        return self.trials[0]
 
 
 @dataclass(frozen=True)
@@ -52,11 +66,27 @@ class Recommendation:
     rerun: Rerun | None
 
 
+def configurations(history: History) -> list[Configuration]:
+    """What the search tried, best first: by the mean over seeds, those that ran whole before those that did not."""
+    seeds: dict[str, set[int]] = {}
+    for trial in history.trials.values():
+        if not trial.fresh:
+            seeds.setdefault(trial.config, set()).add(trial.seed)
+    each = max(map(len, seeds.values()), default=1)
+    groups: dict[str, list[Trial]] = {}
+    for trial in history.searched:
+        groups.setdefault(trial.config, []).append(trial)
+    found = []
+    for trials in groups.values():
+        value = float(np.mean([trial.metric for trial in trials if trial.metric is not None]))
+        found.append(Configuration(tuple(trials), value, sum(t.status == "done" for t in trials) == each))
+    return sorted(found, key=lambda one: (not one.whole, history.key(one.value), one.trial.config))
+
+
 def reruns(history: History, seed: int = 0) -> list[Rerun]:
-    """The best `TOP` configurations of those that ran with fresh seeds, best fresh mean first."""
+    """The configurations that ran again with fresh seeds, best fresh mean first."""
     fresh = _fresh(history)
-    chosen = [trial for trial in history.best(len(history.searched)) if trial.config in fresh][:TOP]
-    found = [_rerun(trial, fresh[trial.config]) for trial in chosen]
+    found = [_rerun(one, fresh[one.trial.config]) for one in configurations(history) if one.trial.config in fresh]
     found.sort(key=lambda one: history.key(one.mean))
     chances = _chances(history, found, seed)
     return [replace(one, chance=chances.get(one.trial.config)) for one in found]
@@ -80,31 +110,28 @@ def expected_luck(count: int) -> float:
 
 def recommended(history: History, seed: int = 0) -> Recommendation | None:
     """The best configuration by fresh mean where fresh seeds ran, else by its value in the search."""
-    vouched = [one for one in reruns(history, seed) if len(one.fresh) >= _ENOUGH]
+    vouched = reruns(history, seed)
     if vouched:
         return Recommendation(vouched[0].trial, vouched[0].mean, vouched[0])
-    best = history.best(1)
-    if not best or best[0].metric is None:
-        return None
-    return Recommendation(best[0], best[0].metric, None)
+    best = configurations(history)[:1]
+    return Recommendation(best[0].trial, best[0].value, None) if best else None
 
 
 def _fresh(history: History) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for trial in history.trials.values():
-        if trial.fresh and trial.metric is not None:
+        if trial.fresh and trial.status == "done" and trial.metric is not None:
             found.setdefault(trial.config, []).append(trial.metric)
     return found
 
 
-def _rerun(trial: Trial, values: Sequence[float]) -> Rerun:
+def _rerun(one: Configuration, values: Sequence[float]) -> Rerun:
     mean, half = float(np.mean(values)), math.nan
     if len(values) > 1:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(values) - 1)) * _error(values)
-    assert trial.metric is not None
-    return Rerun(trial, trial.metric, tuple(values), mean, mean - half, mean + half)
+    return Rerun(one.trial, one.value, tuple(values), mean, mean - half, mean + half)
 
 
 def _error(values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from tigerbot_jobs.sweep.analysis_axes import axes
 from tigerbot_jobs.sweep.analysis_cost import failures, hours_unit, money, spent, wall_s
 from tigerbot_jobs.sweep.analysis_importance import importances
 from tigerbot_jobs.sweep.analysis_search import counts_cards
-from tigerbot_jobs.sweep.analysis_seeds import Recommendation, recommended
+from tigerbot_jobs.sweep.analysis_seeds import Recommendation, configurations, recommended
 from tigerbot_jobs.sweep.page_advice import advice
 from tigerbot_jobs.sweep.page_drawing import both, number, plain
 from tigerbot_jobs.sweep.page_schedule import front_section, genealogy_section, rungs_section
@@ -59,7 +59,7 @@ def page(history: History, about: About) -> str:
         "genealogy": (both("Genealogy", "谱系"), genealogy_section(history)),
         "cost": (both("What it cost", "成本"), cost_section(history)),
         "failures": (both("What failed", "失败"), failures_section(history)),
-        "table": (both("The best", "最佳试验"), best_section(history, parameters)),
+        "table": (both("The best trials", "最佳试验"), best_section(history, parameters)),
     }
     shown = {key: (title, body) for key, (title, body) in sections.items() if body}
     links = "".join(f"<a href=#{key}>{title}</a>" for key, (title, _) in shown.items())
@@ -89,13 +89,13 @@ def _headline(history: History) -> str:
 
 def _tiles(history: History, found: Recommendation | None) -> list[tuple[str, str]]:
     over = sum(not trial.running for trial in history.trials.values())
-    rows, best = spent(history), history.best(1)
+    rows, best = spent(history), configurations(history)[:1]
     card_hours, hours = sum(row.card_hours for row in rows), sum(row.hours for row in rows)
     cost, broken = money(history, card_hours), sum(failure.attempts for failure in failures(history))
     cards = counts_cards(history)
     shown = [
         (f"{over:,}", both(f"trials over, {broken:,} attempts failed", f"个试验已结束，失败 {broken:,} 次")),
-        (number(best[0].metric) if best else "–", both("best in the search", "搜索中的最佳")),
+        (number(best[0].value) if best else "–", both("best in the search", "搜索中的最佳")),
     ]
     if found is not None and found.rerun is not None:
         shown.append((number(found.value), both("with fresh seeds", "新种子均值")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 from tigerbot_jobs.demo.figures import short
@@ -44,20 +45,22 @@ def _submit(history: History, found: Recommendation | None) -> Iterator[str]:
         sigma = noise(history)
         spread = "" if sigma is None else f" (σ between seeds {number(sigma)})"
         yield both(
-            f"<b>Run the best few configurations with five fresh seeds</b> before you believe {value} of {name}{spread}: "
-            "it was chosen for being the best, so it is too good.",
-            f"<b>先用五个新种子重跑最好的几个配置</b>，再相信 {name} 的 {value}：它因最好而被选中，所以偏乐观。",
+            f"<b>Run the best few configurations with fresh seeds</b> (<code>confirm: {{top: 5, seeds: 5}}</code>) before you "
+            f"believe {value} of {name}{spread}: it was chosen for being the best, so it is too good.",
+            f"<b>先用新种子重跑最好的几个配置</b>（<code>confirm: {{top: 5, seeds: 5}}</code>），再相信 {name} 的 {value}："
+            "它因最好而被选中，所以偏乐观。",
         )
     else:
-        interval = f"[{number(found.rerun.low)}, {number(found.rerun.high)}]"
-        low, high = found.rerun.low, found.rerun.high
+        low, high, seeds = found.rerun.low, found.rerun.high, len(found.rerun.fresh)
+        sure = math.isfinite(low)
+        interval = f", 95% [{number(low)}, {number(high)}]" if sure else ""
+        interval_zh = f"，95% 区间 [{number(low)}, {number(high)}]" if sure else ""
         count = sum(low <= one.mean <= high for one in reruns(history) if one.trial is not found.trial)
         alike = f" {count} more lie within its interval: take the cheapest of them." if count else ""
         alike_zh = f"另有 {count} 个配置落在其区间内：可选其中最便宜的。" if count else ""
         yield both(
-            f"<b>Submit {name}</b>: {plain(history.metric)} {value}, 95% {interval}, over {len(found.rerun.fresh)} fresh seeds."
-            + alike,
-            f"<b>提交 {name}</b>：{len(found.rerun.fresh)} 个新种子的 {plain(history.metric)} 为 {value}，95% 区间 {interval}。{alike_zh}",
+            f"<b>Submit {name}</b>: {plain(history.metric)} {value}{interval}, by {seeds} fresh seeds.{alike}",
+            f"<b>提交 {name}</b>：{seeds} 个新种子的 {plain(history.metric)} 为 {value}{interval_zh}。{alike_zh}",
         )
 
 

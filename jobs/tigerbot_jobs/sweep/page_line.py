@@ -74,6 +74,7 @@ class Tally:
         self._about: Mapping[str, Any] = {}
         self._opened, self._worked_s, self._last = math.nan, 0.0, math.nan
         self._running: dict[str, tuple[float, float]] = {}
+        self._fresh: set[str] = set()  # of which none is the search's best
         self._ended: dict[str, bool] = {}
         self._best: tuple[float, str] | None = None
         self._ends: deque[float] = deque(maxlen=_RECENT)
@@ -91,6 +92,8 @@ class Tally:
         elif kind == "begin":
             self._give_back(event["name"], t)
             self._running[event["name"]] = t, float(event.get("cards") or 0)
+            if event.get("fresh"):
+                self._fresh.add(event["name"])
         elif kind == "end":
             self._end(event, t)
         self._last = t
@@ -117,7 +120,9 @@ class Tally:
         self._card_s += float(event.get("seconds") or 0) * cards
         self._ended[name] = event["status"] in ("failed", "killed") and event.get("cause") != "budget"
         self._ends.append(t)
-        if event["status"] not in ("done", "stopped") or metric is None or not math.isfinite(metric):
+        if event["status"] not in ("done", "stopped") or name in self._fresh:
+            return
+        if metric is None or not math.isfinite(metric):
             return
         lower = self._about.get("mode", "min") == "min"
         if self._best is None or (metric < self._best[0] if lower else metric > self._best[0]):
@@ -161,7 +166,7 @@ def time_left_s(found: Progress, limits: Limits, now: float) -> float | None:
     """Until the first of these: all trials at the rate of late, the hours, the card-hours, the money; None if unknown."""
     candidates = []
     rate = found.per_minute
-    if rate is not None:
+    if rate is not None and found.ended < found.planned:
         candidates.append((found.planned - found.ended) * 60 / rate)
     if limits.hours is not None and math.isfinite(found.opened):
         candidates.append(limits.hours * 3600 - found.worked_s - (now - found.opened))

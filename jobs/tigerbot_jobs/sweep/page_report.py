@@ -100,10 +100,11 @@ def _recommendation(history: History) -> str:
         return "  no trial has ended with a value yet"
     params = ", ".join(f"{name}={value}" for name, value in best.trial.params.items())
     if best.rerun is None:
-        worth = f"{history.metric} {best.value:.5g} in the search, with one seed"
+        worth = f"{history.metric} {best.value:.5g} in the search, by no fresh seed"
     else:
         one = best.rerun
-        worth = f"{history.metric} {one.mean:.5g} [{one.low:.5g}, {one.high:.5g}] over {len(one.fresh)} fresh seeds"
+        interval = f" [{one.low:.5g}, {one.high:.5g}]" if len(one.fresh) > 1 else ""
+        worth = f"{history.metric} {one.mean:.5g}{interval} by {len(one.fresh)} fresh seeds"
     return printable(f"  recommended: {best.trial.config}, {worth}: {params}")
 
 

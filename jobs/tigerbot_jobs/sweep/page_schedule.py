@@ -37,9 +37,9 @@ def rungs_section(history: History) -> str:
     if not found:
         return ""
     note = both(
-        "Each column is a rung; ρ is Spearman's correlation of its order with that of the end, over the trials that ran to "
-        "their end. Below about 0.5 the rung stops good trials too: raise `grace`.",
-        "每列一个梯级；ρ 为该处排名与最终排名的 Spearman 相关（仅限训练到底的试验）。低于约 0.5 时好试验也会被停掉：请增大 `grace`。",
+        "Each column is a rung. ρ is Spearman's correlation of its order with that of the end, over the trials that ran to "
+        "their end: these are alike in being good, so ρ is lower than it would be over all.",
+        "每列一个梯级。ρ 为该处排名与最终排名的 Spearman 相关，仅限训练到底的试验；它们都较好、彼此接近，因此 ρ 低于对全部试验的值。",
     )
     return figure(
         _rung_picture(history, found),

@@ -13,7 +13,7 @@ body:has(#zh:checked) .en{display:none} body:not(:has(#zh:checked)) .zh{display:
 nav{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.9rem;margin:.6rem 0 0} nav a{color:var(--blue);text-decoration:none}
 nav a:hover{text-decoration:underline} section{scroll-margin-top:1rem}
 figure{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:.8rem 1rem;margin:.6rem 0}
-figure svg{overflow:visible} figcaption{font-size:.85rem;margin-top:.5rem} figure .keys{margin-top:0}
+figure{overflow-x:auto} figure>svg{min-width:42rem} figcaption{font-size:.85rem;margin-top:.5rem} figure .keys{margin-top:0}
 details{margin:.5rem 0} summary{cursor:pointer;color:var(--blue);font-size:.9rem} .scroll{overflow-x:auto} details .scroll{max-height:32rem;overflow-y:auto}
 .scroll td,.scroll th{font-size:.87rem} th{font-weight:600;white-space:nowrap} code{font-size:.84em;overflow-wrap:anywhere}
 .callout{background:var(--card);border:1px solid var(--line);border-left:4px solid var(--fresh);border-radius:.4rem;padding:.6rem .9rem}

@@ -60,6 +60,7 @@ class JournalStory:
         *,
         config: int | None = None,
         seed: int = 1,
+        fresh: bool = False,
         steps: int = STEPS,
         status: str = "done",
         cause: str = "",
@@ -69,7 +70,7 @@ class JournalStory:
         slot = min(range(len(self._slots)), key=lambda at: self._slots[at])
         began, params = self._slots[slot], params or self.params()
         name, value = f"trial-{index:04d}", math.nan
-        self.begin(name, params, config=f"c{index if config is None else config:04d}", seed=seed, t=began)
+        self.begin(name, params, config=f"c{index if config is None else config:04d}", seed=seed, t=began, fresh=fresh)
         for step in range(1, steps + 1):
             value = self.loss(params, step)
             speed = 2e5 / params["width"] * self._random.uniform(0.9, 1.1)
@@ -132,14 +133,14 @@ class JournalStory:
         at = len(begun)
         for name in order:
             for seed in range(2, 2 + seeds):
-                self.trial(at, begun[name]["params"], config=int(begun[name]["config"][1:]), seed=seed)
+                self.trial(at, begun[name]["params"], config=int(begun[name]["config"][1:]), seed=seed, fresh=True)
                 at += 1
         return self
 
     def begin(
         self, name: str, params: dict[str, Any], *, config: str, seed: int, t: float, attempt: int = 1, **more: Any
     ) -> JournalStory:
-        about = {"parent": None, "attempt": attempt, "cards": 1.0, "node": "n1"} | more
+        about = {"fresh": False, "parent": None, "attempt": attempt, "cards": 1.0, "node": "n1"} | more
         return self._say("begin", t, name=name, params=params, config=config, seed=seed, **about)
 
     def point(self, name: str, step: int, value: float, t: float, *, speed: float = 1000.0) -> JournalStory:

@@ -18,7 +18,7 @@ from tigerbot_jobs.sweep.analysis_front import fronts
 from tigerbot_jobs.sweep.analysis_importance import importances
 from tigerbot_jobs.sweep.analysis_read import read_history
 from tigerbot_jobs.sweep.analysis_search import best_so_far, i_epoch, random_band, rung_summaries, winning_line
-from tigerbot_jobs.sweep.analysis_seeds import expected_luck, noise, recommended, reruns
+from tigerbot_jobs.sweep.analysis_seeds import configurations, expected_luck, noise, recommended, reruns
 
 
 @pytest.fixture
@@ -128,12 +128,32 @@ def test_the_winner_of_noise_is_cursed_and_fresh_seeds_say_so(told) -> None:
 def test_the_interval_is_students(told) -> None:
     story = JournalStory().begin("a", {}, config="c", seed=1, t=0.0).end("a", "done", 0.5, seconds=1, t=1)
     for seed, metric in ((2, 1.0), (3, 2.0), (4, 3.0)):
-        story.begin(f"a{seed}", {}, config="c", seed=seed, t=2.0).end(f"a{seed}", "done", metric, seconds=1, t=3)
+        story.begin(f"a{seed}", {}, config="c", seed=seed, t=2.0, fresh=True).end(
+            f"a{seed}", "done", metric, seconds=1, t=3
+        )
 
     (found,) = reruns(told(story))
 
     assert (found.searched, found.mean, found.curse) == (0.5, 2.0, 1.5)
     assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3) and found.chance is None
+
+
+def test_with_several_seeds_in_the_search_a_configuration_is_worth_their_mean(told) -> None:
+    story = JournalStory()
+    for config, metrics in (("lucky", (0.1, 0.9)), ("steady", (0.4, 0.4)), ("cut", (0.2, None))):
+        for seed, metric in enumerate(metrics):
+            name, status = f"{config}{seed}", "stopped" if config == "cut" else "done"
+            story.begin(name, {}, config=config, seed=seed, t=0.0)
+            if metric is not None:
+                story.end(name, status, metric, seconds=1, t=1)
+
+    found = configurations(told(story))
+
+    assert [(one.trial.config, one.value, one.whole) for one in found] == [
+        ("steady", 0.4, True),
+        ("lucky", 0.5, True),
+        ("cut", 0.2, False),
+    ]
 
 
 def test_without_fresh_seeds_the_best_of_the_search_is_all_there_is(told) -> None:

@@ -104,7 +104,7 @@ def test_no_number_and_a_failure_are_never_the_best(tmp_path: Path) -> None:
     assert [trial.name for trial in history(story, tmp_path).best(10)] == ["d"]
 
 
-def test_another_seed_of_a_configuration_has_no_part_in_the_search(tmp_path: Path) -> None:
+def test_fresh_seeds_have_no_part_in_the_search(tmp_path: Path) -> None:
     found = history(JournalStory(trials=20).random_search(20).fresh_seeds(2, 3), tmp_path)
 
     assert len(found.trials) == 26 and len(found.searched) == 20

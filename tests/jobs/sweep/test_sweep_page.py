@@ -99,8 +99,8 @@ def test_the_winners_curse_stands_beside_the_fresh_mean(tmp_path: Path) -> None:
     with_seeds = drawn(JournalStory(trials=30).random_search(30).fresh_seeds(3, 5), tmp_path)
     without = drawn(JournalStory(trials=30).random_search(30), tmp_path)
 
-    assert "over 5 fresh seeds" in with_seeds and "flattered" in with_seeds and "chance to be best" in with_seeds
-    assert "No configuration ran with a second seed" in without and "with five fresh seeds" in without
+    assert "by 5 fresh seeds" in with_seeds and "flattered" in with_seeds and "chance to be best" in with_seeds
+    assert "No configuration ran with a second seed" in without and "confirm: {top: 5, seeds: 5}" in without
 
 
 def test_a_best_at_the_edge_of_the_space_asks_for_a_wider_one(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_verb_says_how_it_stands_and_writes_the_page(tmp_path: Path) -> None
 
     said = tiger("bowl", "--in", str(tmp_path), "--html", str(tmp_path / "out.html"))
 
-    assert said.startswith("bowl: stopped, 17/20 trials") and "over 3 fresh seeds" in said
+    assert said.startswith("bowl: stopped, 17/20 trials") and "by 3 fresh seeds" in said
     assert "failed, memory: 1 attempts of 1 trials: out of memory" in said and "\x1b" not in said
     assert "not logged: the sweep's spec" in said
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
