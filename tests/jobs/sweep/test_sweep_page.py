@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from journal_story import JournalStory
 from typer.testing import CliRunner
 
@@ -72,6 +74,64 @@ def test_every_kind_of_sweep_has_a_page_whose_pictures_are_whole(story, spec, sh
         ElementTree.fromstring(picture)
     for tag in ("table", "figure", "details", "section", "div", "span", "p"):
         assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
+
+
+VALUES = st.one_of(st.floats(width=32), st.integers(-3, 3), st.sampled_from([1e300, -1e300, 5e-324, None]))
+PARAMS = st.dictionaries(
+    st.sampled_from(["lr", "width", "on", "路"]),
+    st.one_of(VALUES, st.booleans(), st.text(max_size=4), st.lists(st.integers(0, 2), max_size=2)),
+)
+NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
+TIMES = {"t": st.floats(0, 1e6)}
+EVENTS = st.one_of(
+    st.fixed_dictionaries(
+        {"event": st.just("begin"), "name": NAMES, "params": PARAMS, "config": st.sampled_from(["x", "y", "z"])}
+        | {
+            "seed": st.integers(0, 2),
+            "fresh": st.booleans(),
+            "cards": st.sampled_from([0, 1.0]),
+            "after": st.sampled_from(["", "node"]),
+        }
+        | TIMES
+    ),
+    st.fixed_dictionaries(
+        {"event": st.just("point"), "name": NAMES, "step": st.integers(-1, 9), "value": VALUES} | TIMES
+    ),
+    st.fixed_dictionaries(
+        {"event": st.just("rung"), "name": NAMES, "rung": st.integers(0, 1), "step": st.integers(0, 9), "value": VALUES}
+        | {"promoted": st.booleans()}
+        | TIMES
+    ),
+    st.fixed_dictionaries(
+        {
+            "event": st.just("exploit"),
+            "name": NAMES,
+            "from": NAMES,
+            "step": st.integers(0, 9),
+            "before": PARAMS,
+            "after": PARAMS,
+        }
+        | TIMES
+    ),
+    st.fixed_dictionaries(
+        {"event": st.just("end"), "name": NAMES, "status": st.sampled_from(["done", "stopped", "failed", "killed"])}
+        | {"metric": VALUES, "seconds": st.floats(0, 1e5), "cause": st.sampled_from(["", "bug"])}
+        | TIMES
+    ),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(EVENTS, max_size=40), st.sampled_from(["min", "max"]))
+def test_whatever_happened_there_is_a_page(tmp_path_factory, events: list[dict[str, Any]], mode: str) -> None:
+    story = JournalStory(mode=mode)
+    story.events += events
+
+    text = drawn(story, tmp_path_factory.mktemp("any"), objectives={"width": "max"})
+
+    for picture in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(picture)
+        assert not re.search(r'="[^"]*\b(nan|inf)\b', re.sub(r'aria-label="[^"]*"', "", picture))
 
 
 def test_words_from_outside_stay_words_and_nothing_comes_from_outside(tmp_path: Path) -> None:
