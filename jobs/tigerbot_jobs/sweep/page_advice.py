@@ -59,7 +59,7 @@ def _submit(history: History, found: Recommendation | None) -> Iterator[str]:
         alike = f" {count} more lie within its interval: take the cheapest of them." if count else ""
         alike_zh = f"另有 {count} 个配置落在其区间内：可选其中最便宜的。" if count else ""
         yield both(
-            f"<b>Submit {name}</b>: {plain(history.metric)} {value}{interval}, by {seeds} fresh seeds.{alike}",
+            f"<b>Submit {name}</b>: {plain(history.metric)} {value}{interval}, by {seeds} fresh seed{'' if seeds == 1 else 's'}.{alike}",
             f"<b>提交 {name}</b>：{seeds} 个新种子的 {plain(history.metric)} 为 {value}{interval_zh}。{alike_zh}",
         )
 

@@ -33,14 +33,19 @@ def find_journal(sweep: str, folder: Path) -> Path:
     return find_record(sweep, folder, JOURNAL, kind="sweep", what="journal", begins="the first trial")
 
 
-def write_report(journal: Path, path: Path | None = None) -> Path:
+def write_report(journal: Path, path: Path | None = None, *, state: str = "") -> Path:
     """Write the page of a sweep, into its folder where no other path is given; returns where it is.
+
+    Args:
+        state: what a driver that is about to end knows better than its folder yet says.
 
     Raises:
         InputError: the journal cannot be read.
         StorageError: the page cannot be written there.
     """
-    return webpage.write(path or journal.with_name(PAGE), page(read_history(journal), about(journal)))
+    told = about(journal)
+    told = replace(told, state=state or told.state)
+    return webpage.write(path or journal.with_name(PAGE), page(read_history(journal), told))
 
 
 def about(journal: Path) -> About:
@@ -104,7 +109,7 @@ def _recommendation(history: History) -> str:
     else:
         one = best.rerun
         interval = f" [{one.low:.5g}, {one.high:.5g}]" if len(one.fresh) > 1 else ""
-        worth = f"{history.metric} {one.mean:.5g}{interval} by {len(one.fresh)} fresh seeds"
+        worth = f"{history.metric} {one.mean:.5g}{interval} by {len(one.fresh)} fresh seed{'' if len(one.fresh) == 1 else 's'}"
     return printable(f"  recommended: {best.trial.config}, {worth}: {params}")
 
 
