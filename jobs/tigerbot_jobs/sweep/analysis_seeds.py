@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -103,9 +104,7 @@ def noise(history: History) -> float | None:
 
 def expected_luck(count: int) -> float:
     """How far the best of `count` equally good configurations lies above them, in standard deviations of the noise."""
-    from scipy.stats import norm
-
-    return float(norm.ppf((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0  # Blom
 
 
 def recommended(history: History, seed: int = 0) -> Recommendation | None:
