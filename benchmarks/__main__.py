@@ -22,6 +22,7 @@ NAMES = (
     "loss_memory",
     "adam8bit",
     "islands",
+    "sweep_best",
     "ensemble_decode",
     "sweep_rate",
     "sweep_kills",

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.add_typer(nodes_app, name="nodes")
     app.command()(goodput)
+    app.command()(report)
     app.command()(simulate)
 
 
@@ -98,6 +99,25 @@ def goodput(
     else:
         for line in goodput_text.table(account, state):
             print(line.rstrip())
+
+
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's name, its folder, or a trials.jsonl")],
+    folder: Folder = RUNS,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="where to write the page; else report.html beside the sweep"),
+    ] = None,
+) -> None:
+    """Write a sweep's page, what to do next and why, and log it to MLflow; also while it runs. Example: tiger report town-sweep --html report.html"""
+    from tigerbot_jobs.sweep import page_report
+
+    journal = page_report.find_journal(sweep, folder)
+    for line in page_report.lines(journal):
+        print(line)
+    written = page_report.write_report(journal, page)
+    print(f"wrote {written}")
+    print(page_report.log_report(written, journal))
 
 
 def simulate(

@@ -27,8 +27,8 @@ def chart(series: Sequence[Series], *, x: str, y: str, log_x: bool = False) -> s
     points = [point for s in kept for point in s.points]
     if not points:
         return "<p>nothing to show</p>"
-    across = _Scale([p[0] for p in points], LEFT, WIDTH - RIGHT, log=log_x)
-    up = _Scale([p[1] for p in points], HEIGHT - BOTTOM, TOP)
+    across = Scale([p[0] for p in points], LEFT, WIDTH - RIGHT, log=log_x)
+    up = Scale([p[1] for p in points], HEIGHT - BOTTOM, TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y)} over {html.escape(x)}">']
     for value, place in up.ticks():
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
@@ -68,7 +68,7 @@ def _cell(probability: float | None, colour: str) -> str:
     return f'<i style="background:rgba({colour},{alpha:.2f})"></i>'
 
 
-def _drawn(s: Series, colour: str, across: _Scale, up: _Scale) -> list[str]:
+def _drawn(s: Series, colour: str, across: Scale, up: Scale) -> list[str]:
     placed = [(across(x), up(y)) for x, y in s.points]
     parts = []
     if s.line and len(placed) > 1:
@@ -102,7 +102,7 @@ def _round_between(low: float, high: float) -> list[float]:
     return [step * (first + index) for index in range(7) if step * (first + index) <= high]
 
 
-class _Scale:
+class Scale:
     """Values to pixels, linear or logarithmic."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:

@@ -9,35 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tigerbot.errors import StorageError
-from tigerbot.runs import write_text
+from tigerbot_jobs import webpage
+from tigerbot_jobs.shown import clock, money, printable, span
 from tigerbot_jobs.train.goodput import Account, Loss, percentile
 from tigerbot_jobs.train.goodput_pictures import COLOURS, PHASES, lane, loss_curve, over_time, whole_bar
-from tigerbot_jobs.train.goodput_text import MEANINGS, clock, headline, money, outcome, printable, span, throughput, who
+from tigerbot_jobs.train.goodput_text import MEANINGS, headline, outcome, throughput, who
 from tigerbot_jobs.train.ledger import finite
+from tigerbot_jobs.webpage import chip, document, keys, tiles
 
 _LANES = 60  # incidents with a picture: the dearest; all are in the table
-STYLE = """
-:root{--ink:#1d2733;--soft:#66727e;--line:#dde3ea;--paper:#fbfcfd;--card:#fff}
-body{font:15px/1.55 system-ui,"Noto Sans CJK SC",sans-serif;max-width:66rem;margin:2rem auto;padding:0 1.2rem;color:var(--ink);
-background:var(--paper)} h1{font-size:1.6rem;margin:0} h2{margin:2.4rem 0 .6rem;font-size:1.15rem} h3{font-size:1rem;margin:0}
-.note{color:var(--soft);margin:.3rem 0} .state{font-size:.8rem;padding:.15rem .6rem;border-radius:1rem;color:#fff;
-vertical-align:middle;margin-left:.6rem} table{border-collapse:collapse;width:100%}
-td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap} .total td{font-weight:600;border-bottom:0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.4rem,1fr));gap:.8rem;margin:1.4rem 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
-.tile b{display:block;font-size:1.3rem;font-weight:650;white-space:nowrap;font-variant-numeric:tabular-nums} .tile span{color:var(--soft);
-font-size:.85rem} i.key{display:inline-block;width:.75rem;height:.75rem;border-radius:.15rem;margin-right:.5rem}
-.keys{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.85rem;color:var(--soft);margin:.4rem 0}
+_STYLE = """
 .incident{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;margin:.8rem 0}
-.incident p{margin:.15rem 0 .5rem;overflow-wrap:anywhere} svg{width:100%;height:auto;font-size:11px;fill:var(--soft);display:block}
-svg .in{fill:#fff} svg .mark{fill:#c0392b;font-weight:600} svg .grid{stroke:var(--line)} svg .tick,svg .life{stroke:var(--soft)}
-svg .life{stroke-dasharray:3 2} svg .back{fill:#d55e00;fill-opacity:.13} .bar{height:.7rem;border-radius:.15rem;min-width:1px}
-@media(prefers-color-scheme:dark){:root{--ink:#dfe6ec;--soft:#98a5b1;--line:#28313a;--paper:#12171c;--card:#182027}}
+.incident p{margin:.15rem 0 .5rem;overflow-wrap:anywhere} svg .mark{fill:#c0392b;font-weight:600}
+svg .life{stroke-dasharray:3 2} svg .back{fill:#d55e00;fill-opacity:.13} svg .tick,svg .life{stroke:var(--soft)}
 @media print{.incident{break-inside:avoid}}
 """
-_STATES = {"running": "#2f6fb0", "done": "#12876f", "stopped": "#66727e", "failed": "#c0392b", "died": "#c0392b"}
 
 
 def write_page(path: Path, found: Account, state: str, metrics: Path) -> Path:
@@ -46,37 +32,26 @@ def write_page(path: Path, found: Account, state: str, metrics: Path) -> Path:
     Raises:
         StorageError: the page cannot be written there.
     """
-    try:
-        write_text(path, page(found, state, logged_rows(metrics)))
-    except OSError as error:
-        raise StorageError(
-            str(error.strerror).lower(), where=str(path), fix="give a file that can be written"
-        ) from None
-    return path
+    return webpage.write(path, page(found, state, logged_rows(metrics)))
 
 
 def page(found: Account, state: str, rows: list[dict[str, float]]) -> str:
     """The whole page as text."""
-    name = html.escape(printable(found.name) or "run")
+    name = printable(found.name) or "run"
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.began))
-    chip = f'<span class=state style="background:{_STATES.get(state, "#66727e")}">{html.escape(state)}</span>'
+    about = f"since {began}: {html.escape(headline(found, state))}<br>{throughput(found)}"
     sections = [
-        f"<h1>{name}{chip}</h1><p class=note>since {began}: {html.escape(headline(found, state))}<br>{throughput(found)}</p>",
-        _tiles(found),
+        f"<h1>{html.escape(name)}{chip(state)}</h1><p class=note>{about}</p>",
+        tiles(_tiles(found)),
         "<h2>Where the time went</h2>" + whole_bar(found.seconds) + _categories(found),
         "<h2>Over time</h2>"
         + over_time(found)
-        + _keys({name: COLOURS[name] for name in COLOURS if found.seconds[name] >= 0.05}),
+        + keys({name: COLOURS[name] for name in COLOURS if found.seconds[name] >= 0.05}),
         f"<h2>Incidents</h2>{_incidents(found)}",
         "<h2>Loss</h2>" + loss_curve(rows, _rollbacks(found)),
         "<p class=note>Green is the history of the model; orange was undone by a restore or a rollback (↩).</p>",
     ]
-    head = (
-        '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{name}: goodput</title><style>{STYLE}</style>"
-    )
-    return head + "\n".join(sections) + "</html>\n"
+    return document(f"{name}: goodput", "\n".join(sections), style=_STYLE)
 
 
 def logged_rows(path: Path) -> list[dict[str, float]]:
@@ -95,9 +70,9 @@ def logged_rows(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _tiles(found: Account) -> str:
+def _tiles(found: Account) -> list[tuple[str, str]]:
     recovery = [f"{percentile(found.mttr_s, q):.2f} s" for q in (50, 99)] if found.mttr_s else ["–", "–"]
-    tiles = [
+    shown = [
         (f"{found.goodput:.1%}", "goodput"),
         (f"{found.goodput_throughput:.1%}", "of the best throughput"),
         (span(found.wall_s), "wall time"),
@@ -108,10 +83,8 @@ def _tiles(found: Account) -> str:
         (recovery[1], "recovery, p99"),
     ]
     if found.cost is not None:
-        tiles.append((money(found.cost, found.cost), f"cost at {found.price_per_card_hour:g} a card-hour"))
-    return (
-        "<div class=tiles>" + "".join(f"<div class=tile><b>{v}</b><span>{n}</span></div>" for v, n in tiles) + "</div>"
-    )
+        shown.append((money(found.cost, found.cost), f"cost at {found.price_per_card_hour:g} a card-hour"))
+    return shown
 
 
 def _categories(found: Account) -> str:
@@ -146,7 +119,7 @@ def _incidents(found: Account) -> str:
     cards = [_card(f"{number}", loss, found, drawn=number in chosen) for number, loss in numbered if number in chosen]
     cards += [_card("+", loss, found, drawn=True) for loss in found.resizes[:_LANES]]
     noted = [_card(f"{number}", loss, found, drawn=False) for number, loss in numbered if number not in chosen]
-    return _keys(PHASES) + "".join(cards + noted)
+    return keys(PHASES) + "".join(cards + noted)
 
 
 def _card(number: str, loss: Loss, found: Account, *, drawn: bool) -> str:
@@ -171,10 +144,3 @@ def _rollbacks(found: Account) -> list[tuple[int, int]]:
     """(last step done, step gone back to) of each incident that made steps undone."""
     steps = [[turn.step for turn in loss.incident.undone] for loss in found.losses]
     return [(max(undone), min(undone) - 1) for undone in steps if undone]
-
-
-def _keys(colours: dict[str, str]) -> str:
-    keys = "".join(
-        f'<span><i class=key style="background:{colour}"></i>{name}</span>' for name, colour in colours.items()
-    )
-    return f"<div class=keys>{keys}</div>"

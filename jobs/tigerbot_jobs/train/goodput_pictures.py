@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from tigerbot_jobs.demo.figures import short
+from tigerbot_jobs.shown import clock, span
 from tigerbot_jobs.train.goodput import Account, Loss
-from tigerbot_jobs.train.goodput_text import clock, span
 from tigerbot_jobs.train.timeline import Timeline
 
 COLOURS = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tigerbot.errors import InputError
-from tigerbot.runs import holder, read_json
+from tigerbot_jobs.finding import find_record, is_held
+from tigerbot_jobs.shown import bar, clock, money, printable, span
 from tigerbot_jobs.train.goodput import Account, Loss, account, as_metrics, percentile
 from tigerbot_jobs.train.ledger import read_events
 
@@ -37,27 +36,12 @@ def find_ledger(run: str, folder: Path) -> Path:
     Raises:
         InputError: there is no such run, or it has no ledger.
     """
-    try:
-        for path in (folder / run / LEDGER, Path(run) / LEDGER, Path(run)):
-            if path.is_file():
-                return path
-    except OSError as error:  # a name too long for any file, a folder of somebody else's
-        raise InputError(str(error.strerror).lower(), where=run[:100], fix="give a run or a ledger") from None
-    for place in (folder / run, Path(run)):
-        kind = read_json(place / "spec.json", {}).get("spec", {}).get("kind")
-        if kind == "train":
-            raise InputError("has no ledger yet", where=str(place), fix="it begins with the training, after the checks")
-        if kind:
-            raise InputError(f"is a run of kind {kind}", where=str(place), fix="only kind: train keeps a ledger")
-    names = sorted(found.parent.name for found in folder.glob(f"*/{LEDGER}"))
-    near = difflib.get_close_matches(Path(run).name, names, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]}?" if near else f"there is: {', '.join(names) or 'no run with a ledger'}"
-    raise InputError(f"no run is called {run!r}", where=str(folder), fix=fix)
+    return find_record(run, folder, LEDGER, kind="train", what="ledger", begins="the training, after the checks")
 
 
 def read_account(ledger: Path, price_per_card_hour: float | None = None) -> tuple[Account, str]:
     """The account of a run up to now, and its state: running, done, failed, stopped, or died (nobody goes on with it)."""
-    running = _is_held(ledger.parent)
+    running = is_held(ledger.parent)
     found = account(read_events(ledger), time.time() if running else None, price_per_card_hour)
     ended = {"killed": "stopped"}.get(found.ended, found.ended)
     return found, ended or ("running" if running else "died")
@@ -167,36 +151,6 @@ def outcome(loss: Loss) -> str:
     return f"back after {incident.mttr_s:.2f} s" + (f" from {incident.tier}" if incident.tier else "")
 
 
-def clock(seconds: float) -> str:
-    """A moment of the run: 3:07:15."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def span(seconds: float) -> str:
-    """A length of time with two units: 3 d 4 h, 2 h 5 min, 12.5 s."""
-    for unit, name, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= unit:
-            return f"{int(seconds // unit)} {name} {int(seconds % unit // below)} {smaller}"
-    return f"{seconds:.3g} s"
-
-
-def money(amount: float, total: float) -> str:
-    """An amount of whatever the price is in; with more decimals where the run's total is small."""
-    return f"{amount:,.2f}" if total >= 100 else f"{amount:.4f}"
-
-
-def bar(share: float, width: int = 20) -> str:
-    """A bar of text in eighths of a character."""
-    eighths = round(min(1.0, share) * width * 8)
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width + 1)[: width + 1]
-
-
-def printable(text: str) -> str:
-    """Text of a ledger without what would move a terminal's cursor, on one line."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def _incident_json(loss: Loss) -> dict[str, Any]:
     incident = loss.incident
     return {
@@ -216,10 +170,3 @@ def _incident_json(loss: Loss) -> dict[str, Any]:
         "lost_s": loss.total_s,
         "seconds": loss.seconds,
     }
-
-
-def _is_held(folder: Path) -> bool:
-    try:
-        return holder(folder) is not None
-    except OSError:
-        return False  # somebody else's folder: what is written is all that can be known

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from tigerbot.errors import InputError, StorageError
 from tigerbot.runs import hold_folder, write_json
 from tigerbot_jobs.commands import register
+from tigerbot_jobs.shown import clock, span
 from tigerbot_jobs.train.exporter import Exporter, Live, metrics_text
 from tigerbot_jobs.train.goodput import account
-from tigerbot_jobs.train.goodput_text import clock, find_ledger, span
+from tigerbot_jobs.train.goodput_text import find_ledger
 from tigerbot_jobs.train.ledger import read_events
 
 
