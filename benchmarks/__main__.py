@@ -21,6 +21,7 @@ NAMES = (
     "adam8bit",
     "islands",
     "ensemble_decode",
+    "tracking_rate",
 )
 
 

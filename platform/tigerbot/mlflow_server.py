@@ -102,6 +102,13 @@ def version_warning(url: str) -> str:
 
 
 def _start(database: Path) -> TrackingServer:
+    # Killed while it makes its tables, MLflow leaves a file that no later start can use, and that holds nothing yet.
+    making = database.with_name(database.name + ".making")
+    if making.exists():
+        for end in ("", "-wal", "-shm"):
+            database.with_name(database.name + end).unlink(missing_ok=True)
+    if not database.exists():
+        making.touch()
     _prepare(database)
     port = free_port()
     log = database.with_name(database.name + ".server.log")
@@ -120,6 +127,7 @@ def _start(database: Path) -> TrackingServer:
                 server.stop()
                 raise _not_started(database, log)
             time.sleep(0.1)
+    making.unlink(missing_ok=True)
     return server
 
 

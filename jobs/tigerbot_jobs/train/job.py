@@ -49,7 +49,7 @@ def run(run: Run) -> dict[str, Any]:
     job = _checked(run, spec)
     if spec.islands is not None and spec.islands.member is None:
         return run_islands(run, job)
-    with tracked(run) as (_, its_run):
+    with tracked(run, job.data_tags) as (_, its_run):
         cluster = connect(None, num_cpus=_local_cpus(spec))
         try:
             alone = cluster.started_here and not os.environ.get("RAY_ADDRESS")
