@@ -97,13 +97,18 @@ class Courier:
     def run(self) -> None:
         """Raises SystemExit where the job is gone and the server does not answer: the next courier goes on."""
         try:
-            while batch := self._gather():
+            while not self._replaced and (batch := self._gather()):
                 self._until_done(lambda batch=batch: self._deliver(batch))
-            if self._applier.connected and not (self._job.gone and has_writer(self._folder)):
+            if self._applier.connected and not self._replaced:
                 self._until_done(self._applier.end_open_runs)
             self._reader.forget()
         finally:
             self._applier.stop()
+
+    @property
+    def _replaced(self) -> bool:
+        """Whether the next life of a job that was killed has begun, whose courier waits for our end."""
+        return self._job.gone and has_writer(self._folder)
 
     def _gather(self) -> list[Record]:
         """The next batch: what is said in a second, or until it is many or wanted now. Empty when the job is over."""

@@ -140,8 +140,8 @@ class SpoolReader:
         self._remove(before=until.segment)
 
     def forget(self) -> None:
-        """Remove what has arrived, when nobody appends any more."""
-        if backlog(self._folder) == 0:
+        """Remove what has arrived; nothing where somebody appends: the next life of a job that was killed may."""
+        if not has_writer(self._folder) and backlog(self._folder) == 0:
             self._remove(before=self.applied.segment + 1)
 
     def _remove(self, *, before: int) -> None:

@@ -78,6 +78,7 @@ class Tracker:
         self._tags = dict(tags or {})
         self._outbox = (folder / OUTBOX).absolute()
         self._spool = SpoolWriter(self._outbox, limit_bytes=limit_bytes)
+        self._closed = False
         self._job, fresh = _job_of(folder)
         self._courier = CourierProcess(self._outbox, Order(_absolute(uri), experiment, self._job, fresh, os.getpid()))
 
@@ -118,7 +119,9 @@ class Tracker:
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Deliver what is left and stop; whether everything arrived. What did not stays for the next time."""
-        arrived = self.flush(timeout_s)
+        if self._closed:
+            return not backlog(self._outbox)
+        arrived, self._closed = self.flush(timeout_s), True
         self._spool.close()
         self._courier.end(patient=arrived)
         if not arrived:
@@ -177,7 +180,7 @@ class TrackedRun:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         if len(finite) < len(metrics):
             finite["diverged"] = 1.0
-        self._tracker._say(self.key, "log", at, step=step, metrics=finite)
+        self._tracker._say(self.key, "log", at, step=int(step), metrics=finite)
 
     def tag(self, **tags: str) -> None:
         self._tracker._say(self.key, "tag", tags={name: fitted(value, TAG_LENGTH) for name, value in tags.items()})
