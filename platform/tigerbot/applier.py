@@ -118,7 +118,7 @@ class Applier:
             self._made |= {hash(run.data.tags[KEY]) for run in self._search(f"tags.`{KEY}` LIKE '{self._job}/%'")}
         of_this_machine = f"tags.`{HOST}` = '{socket.gethostname()}' and attributes.status = 'RUNNING'"
         for run in list(self._search(of_this_machine)):
-            job, outbox = run.data.tags[KEY].partition("/")[0], Path(run.data.tags[FOLDER]) / OUTBOX
+            job, outbox = run.data.tags[KEY].partition("/")[0], Path(run.data.tags.get(FOLDER, "")) / OUTBOX
             if job != self._job and outbox.exists() and not has_writer(outbox):
                 self.end_open_runs(job)
 

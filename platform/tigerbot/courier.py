@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import select
 import sys
 import time
@@ -27,7 +28,7 @@ from tigerbot.batches import Record
 from tigerbot.errors import first_line
 from tigerbot.spool import SpoolReader, has_writer
 
-RECOVERED = "MLflow has taken what waited"
+WAITING, RECOVERED = "MLflow does not take metrics; they wait on disk:", "MLflow has taken what waited"
 GATHER_S = 1.0  # a run's points of this long go in one call
 _BATCH = 2000  # records
 _POLL_S = 0.05
@@ -87,7 +88,7 @@ class Courier:
     """Delivers until its job is over."""
 
     def __init__(self, folder: Path, order: Order, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
+        self._folder, self._say, self._fresh = folder, say, order.fresh
         self._job = _Job(order.parent)
         self._reader = SpoolReader(folder)
         self._end = self._reader.applied
@@ -99,7 +100,7 @@ class Courier:
         try:
             while not self._replaced and (batch := self._gather()):
                 self._until_done(lambda batch=batch: self._deliver(batch))
-            if self._applier.connected and not self._replaced:
+            if (self._applier.connected or not self._fresh) and not self._replaced:
                 self._until_done(self._applier.end_open_runs)
             self._reader.forget()
         finally:
@@ -146,8 +147,8 @@ class Courier:
             except Exception as error:  # any failure of a server, a client or a disk must not end delivery
                 self._applier.disconnect()
                 if not complaint:
-                    complaint = first_line(error)
-                    self._say(f"MLflow does not take metrics; they wait in {self._folder} ({complaint})")
+                    complaint = _why(error)
+                    self._say(f"{WAITING} {complaint}")
             if self._job.gone and time.monotonic() - since > _ORPHAN_PATIENCE_S:
                 raise SystemExit(1)
             time.sleep(wait_s * random.uniform(0.5, 1.0))
@@ -169,6 +170,12 @@ def _first_line() -> bytes:
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte
     return line
+
+
+def _why(error: Exception) -> str:
+    """What MLflow's client says of a server that is away is a line of three others' exceptions."""
+    away = re.match(r"API request to https?://(?:\S+@)?([^/\s]+)\S* failed with (timeout )?exception", str(error))
+    return f"{away[1]} does not answer" if away else first_line(error)
 
 
 def _say(line: str) -> None:

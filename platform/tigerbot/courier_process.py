@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tigerbot.courier import RECOVERED, Order
+from tigerbot.courier import RECOVERED, WAITING, Order
 
 _CHECK_S = 1.0
 _LOG = "courier.log"
@@ -85,7 +85,7 @@ class CourierProcess:
             self._tell(line.decode().strip())
 
     def _tell(self, line: str) -> None:
-        self.complaint = "" if line.startswith(RECOVERED) else line
+        self.complaint = "" if line.startswith(RECOVERED) else line.removeprefix(WAITING).strip()
         tell(line)
 
 
