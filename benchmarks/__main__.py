@@ -14,6 +14,8 @@ NAMES = (
     "simulator",
     "training_step",
     "training_recovery",
+    "fault_a_minute",
+    "goodput_predicted",
     "resume",
     "resume_resized",
     "snapshot_stall",

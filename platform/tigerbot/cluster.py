@@ -14,14 +14,20 @@ from tigerbot.errors import ClusterError, first_line
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection. `stop()` ends it, and with it the cluster if this process started it."""
+    """A connection. `stop()` ends it, and with it the cluster if this process started it.
+
+    Attributes:
+        opened: by this `connect`, not by an earlier one of this process.
+        local: this process started the cluster, on this machine and for itself.
+    """
 
     dashboard_url: str
-    started_here: bool = True
+    opened: bool
+    local: bool
 
     def stop(self) -> None:
         """End the connection, unless an earlier `connect` of this process made it."""
-        if self.started_here:
+        if self.opened:
             import ray
 
             ray.shutdown()
@@ -64,8 +70,9 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
             ) from None
         finally:
             _keep_handler(on_sigterm)
-    url = ray._private.worker.global_worker.node.address_info.get("webui_url") if dashboard else None  # type: ignore[attr-defined]
-    return Cluster(f"http://{url}" if url else "", fresh)
+    node: Any = ray._private.worker.global_worker.node  # type: ignore[attr-defined]
+    url = node.address_info.get("webui_url") if dashboard else None
+    return Cluster(f"http://{url}" if url else "", opened=fresh, local=node.is_head())
 
 
 def _keep_handler(on_sigterm: Any) -> None:

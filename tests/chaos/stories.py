@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from processes import Driver
+from nodes import RayCluster
+from processes import Driver, command_line
 
 sys.path.append(str(Path(__file__).parents[1] / "jobs/train"))
 from small_corpus import Corpus, as_file, as_train, fingerprint, make_corpus
@@ -26,11 +28,17 @@ from tigerbot_jobs.train.metrics import read_rows
 from tigerbot_jobs.train.recovery.keeper import SHM
 from tigerbot_jobs.train.recovery.run import run_id_of
 
-__all__ = ["INTERVAL", "STEPS", "Corpus", "Ending", "Story", "make_corpus", "pid_of"]
+__all__ = ["INTERVAL", "STEPS", "Corpus", "Ending", "Story", "injecting", "make_corpus", "pid_of"]
 
 STEPS = 60
 INTERVAL = 2  # steps between two snapshots
 _INJECTED = Path(__file__).with_name("injected")
+
+
+def injecting(folder: Path) -> dict[str, str]:
+    """What a process finds in its environment so that the faults of `folder` happen to it."""
+    path = f"{_INJECTED}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return {"PYTHONPATH": path, "TIGER_INJECT_FOLDER": str(folder)}
 
 
 class Story:
@@ -40,6 +48,7 @@ class Story:
         corpus: to train on.
         folder: everything is written there.
         tracking: where MLflow is.
+        cluster: to run on, whose nodes know of INJECTING; with none, on a Ray of its own on this machine.
         scale: of the spec; two workers unless it says otherwise.
         inject: faults, see injected/sitecustomize.py.
         fields: of the spec's train section.
@@ -51,6 +60,7 @@ class Story:
         folder: Path,
         tracking: str,
         *,
+        cluster: RayCluster | None = None,
         scale: dict[str, Any] | None = None,
         inject: Sequence[dict[str, Any]] = (),
         tolerance: dict[str, Any] | None = None,
@@ -65,7 +75,8 @@ class Story:
             "tracking": {"uri": tracking},
             "fault_tolerance": {"snapshot_every_steps": INTERVAL, "checkpoint_every_steps": 20} | (tolerance or {}),
         }
-        self.folder, self._inject = folder, list(inject)
+        self.folder, self._cluster = folder, cluster
+        (folder / "inject.json").write_text(json.dumps(list(inject)))
         self._spec = as_file(self.raw, folder)
         self.drivers: list[Driver] = []
         self.start()
@@ -83,15 +94,19 @@ class Story:
     def steps(self) -> int:
         return self.raw["train"]["tokens"] // self.raw["train"]["batch_tokens"]
 
-    def start(self) -> None:
-        """The same command, once more."""
-        environment = os.environ | {
-            "PYTHONPATH": f"{_INJECTED}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
-            "TIGER_INJECT": json.dumps(self._inject),
-            "TIGER_INJECT_FOLDER": str(self.folder),
-        }
+    def start(self, cluster: RayCluster | None = None) -> None:
+        """The same command, once more; on another cluster, where one is given."""
+        self._cluster = cluster or self._cluster
         command = [sys.executable, "-m", "tigerbot.cli", "run", str(self._spec)]
-        self.drivers.append(Driver(command, self.folder / f"driver-{len(self.drivers)}.log", environment))
+        if self._cluster is None:
+            environment = os.environ | injecting(self.folder)
+            self.drivers.append(Driver(command, self.folder / f"driver-{len(self.drivers)}.log", environment))
+            return
+        # Its nodes were started before: they look where this points.
+        place = Path(self._cluster.environment_of_nodes["TIGER_INJECT_FOLDER"])
+        place.unlink(missing_ok=True)
+        place.symlink_to(self.folder)
+        self.drivers.append(self._cluster.run_driver(command, cwd=self.folder))
 
     # While it runs.
 
@@ -166,13 +181,28 @@ class Story:
         assert logged == [step for step in range(1, self.steps + 1) if step not in missing]
         assert read_json(self.folder / "story/state.json", {})["status"] == "done"
 
+    def check_nobody_is_left(self, patience_s: float = 20) -> None:
+        """No process."""
+        until = time.monotonic() + patience_s
+        while (left := self._left()) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not [(one.pid, command_line(one)) for one in left if one.is_running()]
+
     def check_nothing_is_left(self, patience_s: float = 20) -> None:
         """No process, and nothing in shared memory."""
-        until = time.monotonic() + patience_s
-        while (left := [one for driver in self.drivers for one in driver.processes()]) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not [(one.pid, one.name()) for one in left if one.is_running()]
-        assert not self._memory(self.events("driver_started")[0]).exists()
+        self.check_nobody_is_left(patience_s)
+        memory = self._memory(self.events("driver_started")[0])
+        if self._cluster is None:
+            assert not memory.exists()
+            return
+        for node in self._cluster.nodes:
+            command = [*self._cluster.command(node), "find", "/dev/shm", "-path", f"{memory}*"]
+            found = subprocess.run(command, capture_output=True, text=True).stdout
+            assert not found, f"{node}: {found}"
+
+    def _left(self) -> list[psutil.Process]:
+        ours = [process for driver in self.drivers for process in driver.processes()]
+        return ours + (self._cluster.workers_named("RayTrainWorker|Keeper|TrainController") if self._cluster else [])
 
     def _memory(self, started: Event) -> Path:
         return SHM / f"tiger-{run_id_of(as_train(self.raw), started.text('spec_hash'))}"

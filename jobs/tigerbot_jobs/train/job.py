@@ -52,8 +52,7 @@ def run(run: Run) -> dict[str, Any]:
     with tracked(run, job.data_tags) as (_, its_run):
         cluster = connect(None, num_cpus=_local_cpus(spec))
         try:
-            alone = cluster.started_here and not os.environ.get("RAY_ADDRESS")
-            result = _trained(run, job, its_run, alone=alone)
+            result = _trained(run, job, its_run, alone=cluster.local)
         finally:
             cluster.stop()
     return run.finish(result)  # last: a run that is done is not opened again, and MLflow knows by now

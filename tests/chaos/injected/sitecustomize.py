@@ -12,6 +12,7 @@ in the whole run, and `seconds` for `wait`, which slows a step down.
 import importlib.machinery
 import json
 import os
+import socket
 import sys
 import time
 import zlib
@@ -39,9 +40,11 @@ class _Finder(MetaPathFinder):
 
 
 def _change(rank_run):
-    plain, folder = rank_run._one_step, os.environ["TIGER_INJECT_FOLDER"]
-    faults = list(enumerate(json.loads(os.environ.get("TIGER_INJECT", "[]"))))
-    record = open(f"{folder}/used-{os.getpid()}.jsonl", "a", buffering=1)  # noqa: SIM115
+    plain, folder = rank_run._one_step, os.path.realpath(os.environ["TIGER_INJECT_FOLDER"])
+    with open(f"{folder}/inject.json") as file:
+        faults = list(enumerate(json.load(file)))
+    # Nodes that are machines of their own have the same process ids.
+    record = open(f"{folder}/used-{socket.gethostname()}-{os.getpid()}.jsonl", "a", buffering=1)  # noqa: SIM115
 
     def one_step(self):
         batch = self._guard.skips.data_index(self.step) if self._guard else self.step

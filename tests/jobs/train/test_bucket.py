@@ -43,6 +43,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.wait()
 
 
+@pytest.mark.soak
 def test_another_machine_goes_on_from_the_bucket(corpus: Corpus, bucket: str, tmp_path: Path) -> None:
     raw = corpus.spec("far", tmp_path, tokens=STEPS * 1024, batch_tokens=1024, micro_batch=16)
     raw |= {"storage": {"uri": bucket}, "fault_tolerance": {"checkpoint_every_steps": 4}}

@@ -97,6 +97,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_set_aside_and_the_one_before_it_is_
     assert fingerprint(raw, STEPS)
 
 
+@pytest.mark.soak
 def test_a_stopped_run_leaves_nothing_and_the_same_command_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     raw = spec_of(corpus, tmp_path, train=corpus.spec("x", tmp_path)["train"] | {"tokens": 400 * 256})
     process = begun(raw, tmp_path, 5)
@@ -130,6 +131,7 @@ def mlflow_at(port: int, database: Path) -> subprocess.Popen:
     raise TimeoutError("MLflow did not start")
 
 
+@pytest.mark.soak
 def test_training_does_not_wait_for_mlflow_and_what_it_said_arrives_later(corpus: Corpus, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -30,6 +30,7 @@ from tigerbot_jobs.train.watch.notices import NoticeFile
 
 SHM = Path("/dev/shm")
 _MIRROR_S = 0.05
+_CLEAR_S = 2.0
 _PUSH_TIMEOUT_S = 5.0  # a peer that is silent holds no copy up for longer: the next one waits
 _MIRRORS_KEPT = 2
 _NOTICE_S = 0.5
@@ -81,10 +82,17 @@ class Keeper:
         self._end.wait()
         self._server.shutdown()
         if self._reason == say.KEPT:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._folder.parent.rmdir()
+            self._clear()
         return self._reason
+
+    def _clear(self) -> None:
+        self._server.closed = True
+        # A copy that was on its way may arrive in the middle of this.
+        until = time.monotonic() + _CLEAR_S
+        while self._folder.exists() and time.monotonic() < until:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.parent.rmdir()
 
     def _take(self, message: say.Message) -> None:
         match message:
@@ -97,7 +105,7 @@ class Keeper:
             case say.Kill():
                 threading.Thread(target=self._kill, args=(message,), daemon=True).start()
             case say.Stop():
-                self._reason = message.reason
+                self._reason = self._reason or message.reason  # the line that closes afterwards says nothing new
                 self._end.set()
 
     # What is here.
@@ -243,6 +251,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], token: str, root: Path, folder: Path) -> None:
         self.token, self.root, self.folder = token, root.resolve(), folder
+        self.closed = False  # nothing more is taken in
         super().__init__(address, _Handler)
 
 
@@ -270,6 +279,8 @@ class _Handler(socketserver.StreamRequestHandler):
     def _put(self, about: dict[str, Any], size: int) -> None:
         numbers = [int(about[name]) for name in ("step", "generation", "rank", "world_size", "zero_stage")]
         name = f"mirror-{Path(about['name']).name}." + ".".join(map(str, numbers))
+        if self.server.closed:
+            raise ValueError("closed")
         staged = self.server.folder / f"in-{threading.get_ident()}"
         with staged.open("wb") as file:
             _copy(self.rfile, file, min(size, _FETCH_LIMIT))

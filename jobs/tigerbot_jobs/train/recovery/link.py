@@ -36,6 +36,7 @@ from tigerbot_jobs.train.recovery.messages import (
 BEAT_S = 0.25
 HUB_GONE = "the hub is gone"
 _CONNECT_S = 30.0
+_SILENT_S = 30.0  # heartbeats that nobody acknowledges for so long: this node is cut off, and was given up long ago
 
 
 @dataclass
@@ -241,6 +242,8 @@ def _connected(host: str, port: int, patience_s: float) -> socket.socket:
             made = socket.create_connection((host, port), timeout=5)
             made.settimeout(None)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_SILENT_S * 1000))
             return made
         except OSError as error:
             if time.monotonic() > until:
