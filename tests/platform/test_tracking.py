@@ -265,11 +265,13 @@ def test_a_job_killed_at_any_moment_loses_and_doubles_nothing(
         assert tracker.close(60)
     """)
     command = [sys.executable, "-c", story, server.url, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = next(int(line) for line in process.stdout if int(line) == 250)
-    process.kill()
-    process.wait()
+    said = 0
+    for last in (120, 250):  # the second life begins while the courier of the first one is at work
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        said = next(int(line) for line in process.stdout if int(line) == last)
+        process.kill()
+        process.wait()
     until = time.monotonic() + 60
     while runs_named(database, "killed") != ["KILLED"] and time.monotonic() < until:
         time.sleep(0.2)
