@@ -27,6 +27,7 @@ NAMES = (
     "sweep_rate",
     "sweep_kills",
     "lr_transfer",
+    "tracking_rate",
 )
 
 

@@ -1,7 +1,8 @@
-"""An append-only file of records and a watermark: what was said, and how much of it has arrived.
+"""An append-only file of records, one JSON object a line: what was said is there for every later process.
 
-A record is one JSON line. Whoever delivers records reads them from the watermark, delivers, and moves the watermark:
-a death in between delivers some again, so delivery must be idempotent. This module knows nothing about MLflow.
+A record survives the death of its process when `append` returns, and the death of the machine 50 ms later: a thread
+makes the file durable in the background, for all records of that moment at once. This module knows nothing about
+MLflow.
 """
 
 from __future__ import annotations
@@ -13,31 +14,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tigerbot.runs import write_text
+_SYNC_EVERY_S = 0.05
+_BLOCK = 64 * 1024
 
 
 class Outbox:
-    """Records of one file. One process writes at a time; its threads may share the object.
-
-    Args:
-        path: the file; `<path>.applied` beside it holds the watermark, in bytes.
-    """
+    """Records of one file. One process writes at a time; its threads may share the object."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._mark = path.with_name(path.name + ".applied")
         self._lock = threading.Lock()
-        self._file = path.open("ab+")
-        self._cut_torn_record()
-        self._applied = self._read_mark()
+        self._file = path.open("ab+", buffering=0)
+        self._whole = _cut_torn_record(self._file.fileno())
+        self._said = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a record; it survives the death of this process from here on."""
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        """Add a record.
+
+        Raises:
+            OSError: the disk is full; nothing of the record was kept.
+        """
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._sync, daemon=True, name=f"sync {self.path.name}")
+                self._thread.start()
+            try:
+                write_whole(self._file.fileno(), line)
+            except OSError:
+                os.ftruncate(self._file.fileno(), self._whole)
+                raise
+            self._whole += len(line)
+        self._said.set()
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record ever appended."""
@@ -46,44 +57,37 @@ class Outbox:
                 if line.endswith(b"\n"):
                     yield json.loads(line)
 
-    def waiting(self, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """Up to `limit` records that have not arrived, and the watermark once they have."""
-        found, end = [], self._applied
-        with self.path.open("rb") as file:
-            file.seek(self._applied)
-            for line in file:
-                if len(found) == limit or not line.endswith(b"\n"):
-                    break
-                found.append(json.loads(line))
-                end += len(line)
-        return found, end
-
-    def arrived(self, until: int) -> None:
-        """Everything before this watermark has been delivered."""
-        write_text(self._mark, str(until))
-        self._applied = until
-
-    @property
-    def empty(self) -> bool:
-        """Whether everything has arrived."""
-        return self._applied >= self.path.stat().st_size
-
     def close(self) -> None:
-        with self._lock:
-            if not self._file.closed:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+        self._closing.set()
+        self._said.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._file.close()
 
-    def _cut_torn_record(self) -> None:
-        # A kill in the middle of a write leaves half a line, which the next record would be glued to.
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
+    def _sync(self) -> None:
+        while not self._closing.is_set():
+            self._said.wait()
+            self._closing.wait(_SYNC_EVERY_S)
+            self._said.clear()
+            os.fdatasync(self._file.fileno())
 
-    def _read_mark(self) -> int:
-        try:
-            return min(int(self._mark.read_text()), self.path.stat().st_size)
-        except (FileNotFoundError, ValueError):
-            return 0
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """All of `data`, or an error: a disk that fills up takes a part first."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _cut_torn_record(descriptor: int) -> int:
+    """Remove the half line that a kill in the middle of a write left: the next record would be glued to it."""
+    size = whole = os.fstat(descriptor).st_size
+    while whole:
+        begin = max(0, whole - _BLOCK)
+        found = os.pread(descriptor, whole - begin, begin).rfind(b"\n")
+        if found >= 0:
+            whole = begin + found + 1
+            break
+        whole = begin
+    if whole < size:
+        os.ftruncate(descriptor, whole)
+    return whole

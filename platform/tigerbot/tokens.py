@@ -106,6 +106,14 @@ def write_shards(
     return target
 
 
+def manifests_hash(folders: Iterable[str | Path]) -> str:
+    """Identity of the data in shard folders: 16 hex digits over their manifests, which hold every file's checksum."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update((Path(folder) / "manifest.json").read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class TokenShards:
     """Fixed-length training sequences in a shard folder.
 

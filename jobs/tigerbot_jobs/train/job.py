@@ -50,7 +50,7 @@ def run(run: Run) -> dict[str, Any]:
     job = _checked(run, spec)
     if spec.islands is not None and spec.islands.member is None:
         return run_islands(run, job)
-    with tracked(run) as (_, its_run):
+    with tracked(run, job.data_tags) as (_, its_run):
         cluster = connect(None, num_cpus=_local_cpus(spec))
         try:
             result = _trained(run, job, its_run, alone=cluster.local)

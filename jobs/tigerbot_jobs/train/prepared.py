@@ -14,6 +14,7 @@ from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import tokenizer_hash
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
+from tigerbot.tokens import manifests_hash
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData
 from tigerbot_jobs.train.engine import (
@@ -40,6 +41,11 @@ class WorkerJob:
     hub: str = ""
     token: str = ""
     run_id: str = ""
+
+    @property
+    def data_tags(self) -> dict[str, str]:
+        """What MLflow is told of the data: the token shards of training, whatever their paths."""
+        return {"tiger.data": manifests_hash(folder for folder, _ in self.train)}
 
 
 class Prepared:

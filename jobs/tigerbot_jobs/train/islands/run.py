@@ -45,7 +45,7 @@ def run_islands(run: Run, job: WorkerJob) -> dict[str, Any]:
     Raises:
         TigerError: an island's input is wrong, or none came to its end.
     """
-    with tracked(run) as (_, its_run):
+    with tracked(run, job.data_tags) as (_, its_run):
         with _Fleet(run, job, lambda row: its_run.log(_values(row), step=int(row["step"]))) as fleet:
             fleet.follow()
         result = _finish(run, job, fleet)
