@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row, rate, ratio
-from tigerbot_jobs.sweep.analysis_read import JOURNAL, read_history
+from tigerbot_jobs.sweep.analysis_read import read_history
+from tigerbot_jobs.sweep.journal import JOURNAL
 from tigerbot_jobs.sweep.page_report import write_report
 
 RUNS, POINTS, BEST = 3000, 20, 100

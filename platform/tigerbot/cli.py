@@ -21,6 +21,7 @@ from tigerbot.options import Extend, Overrides, Replace, SpecFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 spec_app = typer.Typer(no_args_is_help=True, help="Specs: their schemas, and what one resolves to.")
+_SHOWN = 20  # entries of a list in a result
 app.add_typer(spec_app, name="spec")
 
 
@@ -54,7 +55,9 @@ def run(
     from tigerbot.runner import run_spec
 
     result = run_spec(loaded, replace=replace, extend=extend)
-    print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+    # The trials of a sweep are thousands; all of them are in the run's state and on its page.
+    shown = {name: value for name, value in result.items() if not (isinstance(value, list) and len(value) > _SHOWN)}
+    print(json.dumps(shown, indent=2, ensure_ascii=False, default=str))
 
 
 @spec_app.command("schema")

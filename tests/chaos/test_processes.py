@@ -211,6 +211,7 @@ def test_a_loss_that_runs_away_is_taken_back_and_its_batches_are_never_taken_aga
         assert len(story.used()) == story.steps
 
 
+@pytest.mark.soak
 def test_after_a_killed_driver_the_same_command_goes_on_from_shared_memory(
     corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path
 ) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks.recovery import Recovery, Step, lost_seconds, read_steps, recovery_after
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from tigerbot.errors import InputError
 from tigerbot_jobs.sweep.analysis import MISSHAPEN, Ending, Exploit, History, Life, Rung, Trial, parsed
 
-JOURNAL = "trials.jsonl"
 _POINT = b'{"event":"point"'
 
 

@@ -37,6 +37,7 @@ class Driver:
     Args:
         course: told everything the journal holds by `restore`.
         shrink: the changes that make a trial's memory smaller; nothing where there are none.
+        listen: told every record of the journal, the old ones too.
         on_end: told after every end, for the terminal.
     """
 
@@ -50,10 +51,12 @@ class Driver:
         follow: Follow,
         crew: Crew,
         shrink: Callable[[dict[str, Any]], dict[str, Any]],
+        listen: Callable[[Record], None],
         on_end: Callable[[], None],
     ) -> None:
         self._spec, self._folder, self._course, self._journal = spec, folder, course, journal
-        self._follow, self._crew, self._shrink, self._on_end = follow, crew, shrink, on_end
+        self._follow, self._crew, self._shrink = follow, crew, shrink
+        self._listen, self._on_end = listen, on_end
         self._states = States(folder / "states")
         self._purse = Purse(spec, course)
         self._alike = SameFailure(spec.same_failures)
@@ -68,6 +71,7 @@ class Driver:
         last: deque[Record] = deque(maxlen=SAID_AGAIN)
         for record in self._journal.records():
             self._course.apply(record)
+            self._listen(record)
             last.append(record)
         self._follow.say_again(list(last), self._course.trials)
         spec = self._spec
@@ -296,4 +300,6 @@ class Driver:
         return self._spec.gpus_per_trial or self._spec.cpus_per_trial
 
     def _say(self, event: str, **about: Any) -> None:
-        self._course.apply(self._journal.write(event, **about))
+        record = self._journal.write(event, **about)
+        self._course.apply(record)
+        self._listen(record)

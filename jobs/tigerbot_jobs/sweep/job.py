@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from contextlib import ExitStack, closing
 from typing import Any
 
 from tigerbot.cluster import connect
 from tigerbot.errors import IdentityError, TigerError
 from tigerbot.notify import notify
-from tigerbot.progress import Stage, stage
+from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json, write_json
 from tigerbot.spec import SweepSpec
 from tigerbot.tracking import TrackedRun, git_commit, tracked
@@ -19,7 +20,9 @@ from tigerbot_jobs.sweep.course import Course, scheduler_of
 from tigerbot_jobs.sweep.crew import Crew
 from tigerbot_jobs.sweep.driver import Driver
 from tigerbot_jobs.sweep.follow import Follow
-from tigerbot_jobs.sweep.journal import Journal
+from tigerbot_jobs.sweep.journal import JOURNAL, Journal
+from tigerbot_jobs.sweep.page_line import Limits, Tally, note
+from tigerbot_jobs.sweep.page_report import write_report
 from tigerbot_jobs.sweep.priors import prior_lines
 from tigerbot_jobs.sweep.ranking import confirmed, front, mean, ranked
 from tigerbot_jobs.sweep.searchers import searcher_of
@@ -55,8 +58,10 @@ def run(run: Run) -> dict[str, Any]:
         result: dict[str, Any] = _result(spec, course) | {"spent": spent}
         parent.log({f"best_{spec.metric}": result["metric"]}, step=course.ended)
         parent.tag(**{f"best.{name}": str(value) for name, value in result["params"].items()})
+        page = write_report(run.folder / JOURNAL, state="done")
+        parent.artifact(page)
         tracker.flush(_DELIVERY_S * course.ended)  # light trials are quicker than MLflow takes them
-    print(f"  best {spec.metric} {result['metric']:.4f} with {result['params']}")
+    print(f"  best {spec.metric} {result['metric']:.4f} with {result['params']}\n  {page}")
     shutil.rmtree(run.folder / "states", ignore_errors=True)
     return run.finish(result)
 
@@ -64,7 +69,14 @@ def run(run: Run) -> dict[str, Any]:
 def _drive(
     run: Run, spec: SweepSpec, target: Target, course: Course, journal: Journal, follow: Follow, parent: TrackedRun
 ) -> str:
+    tally, limits = Tally(), Limits.of(spec.model_dump())
     with stage(f"sweep {spec.name}", total=_planned(spec), unit="trials") as shown:
+
+        def show() -> None:
+            if course.best is not None and course.best.metric is not None:
+                parent.log({f"best_{spec.metric}": course.best.metric}, step=course.ended)
+            shown.update(course.ended, note(tally.progress(), limits, time.time()))
+
         size = {"cpus": spec.cpus_per_trial, "gpus": spec.gpus_per_trial}
         crew = Crew(target, **size, within=spec.trial == "light", environment=_environment(spec))
         driver = Driver(
@@ -75,7 +87,8 @@ def _drive(
             follow=follow,
             crew=crew,
             shrink=target.shrunk,
-            on_end=lambda: _show(shown, spec, course, parent),
+            listen=tally.take,
+            on_end=show,
         )
         driver.restore()
         shown.update(course.ended)
@@ -88,15 +101,6 @@ def _drive(
 
 def _planned(spec: SweepSpec) -> int:
     return spec.trials + (spec.confirm.top * spec.confirm.seeds if spec.confirm else 0)
-
-
-def _show(shown: Stage, spec: SweepSpec, course: Course, parent: TrackedRun) -> None:
-    best = course.best
-    if best is None or best.metric is None:
-        shown.update(course.ended)
-        return
-    parent.log({f"best_{spec.metric}": best.metric}, step=course.ended)
-    shown.update(course.ended, f"best {spec.metric} {best.metric:.4f}")
 
 
 def _check_target(run: Run, target_hash: str) -> None:

@@ -16,8 +16,9 @@ from tigerbot_jobs.finding import find_record, is_held
 from tigerbot_jobs.shown import printable
 from tigerbot_jobs.sweep.analysis import History
 from tigerbot_jobs.sweep.analysis_cost import failures
-from tigerbot_jobs.sweep.analysis_read import JOURNAL, read_events, read_history
+from tigerbot_jobs.sweep.analysis_read import read_events, read_history
 from tigerbot_jobs.sweep.analysis_seeds import recommended
+from tigerbot_jobs.sweep.journal import JOURNAL
 from tigerbot_jobs.sweep.page import About, page
 from tigerbot_jobs.sweep.page_line import Limits, line, progress
 

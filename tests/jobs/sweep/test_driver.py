@@ -80,6 +80,7 @@ class Sweep:
             follow=Follow(spec, self.told, self.told, {}),
             crew=self.crew,
             shrink=target.shrunk,
+            listen=lambda record: None,
             on_end=lambda: None,
         )
 

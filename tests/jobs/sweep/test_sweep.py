@@ -41,6 +41,7 @@ def mlflow_rows(storage: Path, query: str) -> list[tuple]:
         return database.execute(query).fetchall()
 
 
+@pytest.mark.soak
 def test_a_killed_sweep_goes_on_and_no_trial_is_lost_or_doubled(tmp_path: Path) -> None:
     raw = sweep(tmp_path, params={"sleep_s": 0.3}, searcher="tpe")
     spec = tmp_path / "bowl.yaml"
