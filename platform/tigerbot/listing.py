@@ -45,7 +45,7 @@ def compared(folder: Path, names: tuple[str, str]) -> list[str]:
     Raises:
         InputError: there is no such run.
     """
-    first, second = (_told_and_found(_run(folder, name)) for name in names)
+    first, second = (_told_and_found(run_folder(folder, name)) for name in names)
     keys = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
     return [f"{key}: {_shown(first.get(key))} | {_shown(second.get(key))}" for key in keys]
 
@@ -56,7 +56,7 @@ def delete(folder: Path, name: str) -> int:
     Raises:
         InputError: there is no such run, or a process works on it.
     """
-    run = _idle(_run(folder, name))
+    run = _idle(run_folder(folder, name))
     size = _size(run)
     uri = read_json(run / "spec.json", {}).get("spec", {}).get("storage", {}).get("uri", "")
     if uri.startswith("s3://"):
@@ -101,7 +101,12 @@ def export_model(run: Path, target: Path) -> Path:
     return save_model(model, load_tokenizer(folder), target)
 
 
-def _run(folder: Path, name: str) -> Path:
+def run_folder(folder: Path, name: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        InputError: there is no such run.
+    """
     if not (folder / name / "spec.json").is_file():
         names = ", ".join(one.name for one in listed(folder)) or "none"
         raise InputError(f"no run is called {name!r} (there is: {names})", where=str(folder), fix="see `tiger runs`")

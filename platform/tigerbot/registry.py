@@ -1,10 +1,15 @@
 """The registry of models: versions of one registered model, and the aliases that point at them.
 
-Weights stay where the run wrote them: a version points there by the tag `tiger.folder`.
+Weights stay where the run wrote them: a version points there by the tag `tiger.folder`. Where an alias has been is kept
+beside it, as a tag of the registered model: written before the alias moves, so a death in between loses nothing.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,17 @@ from tigerbot.errors import TrackingError, first_line
 from tigerbot.mlflow_server import serve_tracking
 
 REGISTERED_MODEL = "tiger"
-_FOLDER = "tiger.folder"
-_MOVED = "tiger.alias_moved"
+FOLDER = "tiger.folder"
+_KEPT = 50  # places of an alias that are remembered: MLflow's tags hold 5,000 characters
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an alias was moved to: a version, when (in ms), and whether that was taken back."""
+
+    version: str
+    at: int
+    undone: bool = False
 
 
 def resolve_alias(uri: str, alias: str) -> Path:
@@ -22,27 +36,20 @@ def resolve_alias(uri: str, alias: str) -> Path:
     Raises:
         TrackingError: no model has this alias.
     """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    server = serve_tracking(uri)
-    try:
-        version = MlflowClient(server.url).get_model_version_by_alias(REGISTERED_MODEL, alias)
-    except MlflowException as error:
-        raise TrackingError(
-            f"no model has the alias {alias!r} ({first_line(error)})", where=uri, fix="register one"
-        ) from None
-    finally:
-        server.stop()
-    return Path(version.tags[_FOLDER])
+    with client(uri) as api:
+        return Path(_at_alias(api, uri, alias).tags[FOLDER])
 
 
-def register(api: Any, run_id: str, folder: str, alias: str, at: int) -> None:
+def register(api: Any, run_id: str, folder: str, alias: str, at: int, tags: Mapping[str, str] | None = None) -> str:
     """Make a version of a run's model and move the alias to it; said again with the same time, it changes nothing.
 
     Args:
         api: an `MlflowClient`.
         at: when it was said, in ms. Repeated late, it would take the alias back from a version registered since.
+        tags: of the version, set before the alias moves.
+
+    Returns:
+        the version.
     """
     from mlflow.exceptions import MlflowException
 
@@ -52,12 +59,80 @@ def register(api: Any, run_id: str, folder: str, alias: str, at: int) -> None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     made = api.search_model_versions(f"name='{REGISTERED_MODEL}' and run_id='{run_id}'")
-    version = next((v for v in made if v.tags.get(_FOLDER) == folder), None)
+    version = next((v for v in made if v.tags.get(FOLDER) == folder), None)
     if version is None:
         version = api.create_model_version(
-            REGISTERED_MODEL, f"runs:/{run_id}/model", run_id, tags={_FOLDER: folder}, await_creation_for=0
+            REGISTERED_MODEL, f"runs:/{run_id}/model", run_id, tags={FOLDER: folder}, await_creation_for=0
         )
-    moved = f"{alias} {at}"
-    if version.tags.get(_MOVED) != moved:
-        api.set_registered_model_alias(REGISTERED_MODEL, alias, version.version)
-        api.set_model_version_tag(REGISTERED_MODEL, version.version, _MOVED, moved)
+    for name, value in (tags or {}).items():
+        api.set_model_version_tag(REGISTERED_MODEL, version.version, name, value)
+    _move(api, alias, Place(str(version.version), at))
+    return str(version.version)
+
+
+def take_back(api: Any, uri: str, alias: str) -> str:
+    """Move an alias to where it was before; returns that version.
+
+    Raises:
+        TrackingError: there is no such alias, or it was nowhere before.
+    """
+    now = str(_at_alias(api, uri, alias).version)
+    places = history(api, alias)
+    stood = [place for place in places if not place.undone]
+    here = max((index for index, place in enumerate(stood) if place.version == now), default=len(stood))
+    before = next((place for place in reversed(stood[:here]) if place.version != now), None)
+    if before is None:
+        raise TrackingError(f"{alias!r} was nowhere before version {now}", where=uri, fix="promote another run")
+    api.set_registered_model_alias(REGISTERED_MODEL, alias, before.version)
+    later = set(stood[stood.index(before) + 1 :])
+    _remember(api, alias, [replace(place, undone=place.undone or place in later) for place in places])
+    return before.version
+
+
+def history(api: Any, alias: str) -> list[Place]:
+    """Where an alias has been, oldest first."""
+    tags = api.get_registered_model(REGISTERED_MODEL).tags
+    return [Place(**place) for place in json.loads(tags.get(_tag(alias), "[]"))]
+
+
+@contextmanager
+def client(uri: str) -> Iterator[Any]:
+    """A client of the tracking server at `uri`, started for the time being where it is a database."""
+    from mlflow import MlflowClient
+
+    server = serve_tracking(uri)
+    try:
+        yield MlflowClient(server.url)
+    finally:
+        server.stop()
+
+
+def _move(api: Any, alias: str, place: Place) -> None:
+    places = history(api, alias)
+    known = replace(place, undone=True) in places or place in places
+    if known and place != places[-1]:
+        return  # it has been elsewhere since
+    if not known:
+        _remember(api, alias, [*places, place])
+    api.set_registered_model_alias(REGISTERED_MODEL, alias, place.version)
+
+
+def _remember(api: Any, alias: str, places: list[Place]) -> None:
+    api.set_registered_model_tag(
+        REGISTERED_MODEL, _tag(alias), json.dumps([asdict(place) for place in places[-_KEPT:]])
+    )
+
+
+def _tag(alias: str) -> str:
+    return f"tiger.places.{alias}"
+
+
+def _at_alias(api: Any, uri: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return api.get_model_version_by_alias(REGISTERED_MODEL, alias)
+    except MlflowException as error:
+        raise TrackingError(
+            f"no model has the alias {alias!r} ({first_line(error)})", where=uri, fix="register one"
+        ) from None

@@ -9,6 +9,7 @@ import typer
 
 Folder = Annotated[Path, typer.Option("--in", metavar="FOLDER", help="a storage folder")]
 RUNS = Path("tiger-runs")
+TRACKING = "sqlite:///tiger-runs/mlflow.db"
 runs_app = typer.Typer()
 
 
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
     app.add_typer(runs_app, name="runs")
     app.command()(export)
+    app.command()(promote)
 
 
 def status(folder: Folder = RUNS) -> None:
@@ -88,3 +90,31 @@ def export(
     from tigerbot.listing import export_model
 
     print(f"exported to {export_model(run, to)}")
+
+
+def promote(
+    run: Annotated[str, typer.Argument(metavar="[RUN]", help="a finished run of kind train")] = "",
+    alias: Annotated[str, typer.Option(help="what serving specs name")] = "",
+    evaluation: Annotated[str, typer.Option(metavar="RUN", help="a finished run of kind eval to attach")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="move the alias to where it was before")] = False,
+    history: Annotated[bool, typer.Option("--history", help="where the alias has been")] = False,
+    tracking: Annotated[str, typer.Option(metavar="URI", help="for --undo and --history")] = TRACKING,
+    folder: Folder = RUNS,
+) -> None:
+    """Move an alias of the registry to a run's model, once it was measured. Example: tiger promote town-factual --alias factual"""
+    from tigerbot import promote as promotion
+    from tigerbot.errors import InputError
+
+    if not alias or bool(run) == (undo or history):
+        raise InputError(
+            "wants a run and --alias, or --alias with --undo or --history",
+            where="tiger promote",
+            fix="tiger promote town-factual --alias factual",
+        )
+    if undo:
+        print(promotion.undo(tracking, alias))
+    elif not history:
+        print(promotion.promote(folder, run, alias, evaluation or None))
+    if history:
+        for line in promotion.lines(tracking, alias):
+            print(line)
