@@ -178,10 +178,11 @@ class Driver:
             self._end(trial, "failed", f"{self._spec.metric} is {value} at step {point.step}", "nan")
             self._crew.send(worker, Answer(go_on=False))
             return
+        at = None
         if value is not None and point.step > trial.step and not trial.over:
             about = {"step": point.step, "value": value, "metrics": finite(point.metrics)}
-            self._say("point", name=trial.name, **about)
-        self._follow.point(trial.name, point.step, point.metrics)
+            at = self._say("point", name=trial.name, **about)["t"]
+        self._follow.point(trial.name, point.step, point.metrics, at)
         self._settle(trial)
         if point.waits:
             go_on = not trial.stop and trial.parent is None
@@ -299,7 +300,8 @@ class Driver:
     def _cards(self) -> float:
         return self._spec.gpus_per_trial or self._spec.cpus_per_trial
 
-    def _say(self, event: str, **about: Any) -> None:
+    def _say(self, event: str, **about: Any) -> Record:
         record = self._journal.write(event, **about)
         self._course.apply(record)
         self._listen(record)
+        return record

@@ -33,9 +33,9 @@ class Follow:
         name = f"{self._spec.name}-{trial.name}"
         self._runs[trial.name] = self._tracker.run(name, params=params, tags=tags, parent=self._parent)
 
-    def point(self, trial: str, step: int, metrics: dict[str, float]) -> None:
-        """Values that are no numbers are said too: MLflow's `diverged` becomes 1."""
-        self._runs[trial].log(metrics | self._changed.pop(trial, {}), step=step)
+    def point(self, trial: str, step: int, metrics: dict[str, float], at: float | None = None) -> None:
+        """Values that are no numbers are said too: MLflow's `diverged` becomes 1. `at`: its record's Unix time."""
+        self._runs[trial].log(metrics | self._changed.pop(trial, {}), step=step, at=at)
 
     def exploit(self, trial: str, source: str, step: int, after: dict[str, Any]) -> None:
         """MLflow's parameters cannot change: what a member goes on with is in its metrics, from its next step."""
@@ -63,7 +63,7 @@ class Follow:
             for record in records:
                 if record["event"] == "point" and record["name"] == name:
                     values = {k: float("nan") if v is None else v for k, v in record["metrics"].items()}
-                    self.point(name, record["step"], values)
+                    self.point(name, record["step"], values, record["t"])
             if trial.over:
                 self.end(trial)
 

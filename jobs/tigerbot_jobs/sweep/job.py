@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 from tigerbot.cluster import connect
@@ -15,6 +16,7 @@ from tigerbot.notify import notify
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json, write_json
 from tigerbot.spec import SweepSpec
+from tigerbot.tokens import manifests_hash
 from tigerbot.tracking import TrackedRun, git_commit, tracked
 from tigerbot_jobs.sweep.course import Course, scheduler_of
 from tigerbot_jobs.sweep.crew import Crew
@@ -52,7 +54,7 @@ def run(run: Run) -> dict[str, Any]:
         earlier = earlier_trials(spec, space, run.folder)
         course = Course(spec, space, searcher_of(spec, space, earlier), scheduler_of(spec))
         stack.callback(connect(None, num_cpus=_local_cpus(spec), dashboard=spec.trial == "heavy").stop)
-        tags = {"tiger.spec_hash": run.hash, "mlflow.source.git.commit": git_commit()}
+        tags = {"tiger.spec_hash": run.hash, "mlflow.source.git.commit": git_commit()} | _data_tags(spec)
         follow = Follow(spec, tracker, parent, {name: value for name, value in tags.items() if value})
         spent = _drive(run, spec, target, course, journal, follow, parent)
         result: dict[str, Any] = _result(spec, course) | {"spent": spent}
@@ -101,6 +103,15 @@ def _drive(
 
 def _planned(spec: SweepSpec) -> int:
     return spec.trials + (spec.confirm.top * spec.confirm.seeds if spec.confirm else 0)
+
+
+def _data_tags(spec: SweepSpec) -> dict[str, str]:
+    """What a train target's trials learn from, where that is token shards already."""
+    if not spec.target.endswith((".yaml", ".yml")):
+        return {}
+    folders = [Path(source.path) for source in changed(spec.target, spec.params).data.train]
+    ready = all((folder / "manifest.json").is_file() for folder in folders)
+    return {"tiger.data": manifests_hash(folders)} if ready else {}
 
 
 def _check_target(run: Run, target_hash: str) -> None:

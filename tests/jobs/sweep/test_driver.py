@@ -47,7 +47,7 @@ class Nowhere:
     def run(self, name: str, **about: Any) -> Nowhere:
         return self
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
+    def log(self, metrics: dict[str, float], step: int, at: float | None) -> None:
         self.said.append(("log", metrics))
 
     def tag(self, **tags: str) -> None:
