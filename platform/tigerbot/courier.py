@@ -26,6 +26,7 @@ from pathlib import Path
 from tigerbot.applier import Applier
 from tigerbot.batches import Record
 from tigerbot.errors import first_line
+from tigerbot.mlflow_server import database_trouble
 from tigerbot.spool import SpoolReader, has_writer
 
 WAITING, RECOVERED = "MLflow does not take metrics; they wait on disk:", "MLflow has taken what waited"
@@ -88,7 +89,7 @@ class Courier:
     """Delivers until its job is over."""
 
     def __init__(self, folder: Path, order: Order, say: Callable[[str], None]) -> None:
-        self._folder, self._say, self._fresh = folder, say, order.fresh
+        self._folder, self._say, self._fresh, self._uri = folder, say, order.fresh, order.uri
         self._job = _Job(order.parent)
         self._reader = SpoolReader(folder)
         self._end = self._reader.applied
@@ -147,7 +148,7 @@ class Courier:
             except Exception as error:  # any failure of a server, a client or a disk must not end delivery
                 self._applier.disconnect()
                 if not complaint:
-                    complaint = _why(error)
+                    complaint = _why(error, self._uri)
                     self._say(f"{WAITING} {complaint}")
             if self._job.gone and time.monotonic() - since > _ORPHAN_PATIENCE_S:
                 raise SystemExit(1)
@@ -172,8 +173,10 @@ def _first_line() -> bytes:
     return line
 
 
-def _why(error: Exception) -> str:
-    """What MLflow's client says of a server that is away is a line of three others' exceptions."""
+def _why(error: Exception, uri: str) -> str:
+    """What MLflow's client says of a server that is away, or that refuses, is a line of three others' exceptions."""
+    if trouble := database_trouble(uri):
+        return trouble
     away = re.match(r"API request to https?://(?:\S+@)?([^/\s]+)\S* failed with (timeout )?exception", str(error))
     return f"{away[1]} does not answer" if away else first_line(error)
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -31,6 +32,7 @@ from tigerbot.staging import disk_full, is_full
 
 START_TIMEOUT_S = 90.0
 LOCKED_TIMEOUT_S = 20.0  # as long as MLflow itself waits for another writer
+_ROOM_BYTES = 256 * 1024  # a database with less around it takes nothing more
 _PR_SET_PDEATHSIG = 1
 
 
@@ -86,6 +88,21 @@ def serve_tracking(uri: str) -> TrackingServer:
         server = _start(database)
         write_json(card, {"url": server.url, "pid": server._process.pid if server._process else 0})
         return server
+
+
+def database_trouble(uri: str) -> str:
+    """Why a local database takes nothing now; empty where it does, or where it is another machine's."""
+    if not uri.startswith("sqlite:///"):
+        return ""
+    database = Path(uri.removeprefix("sqlite:///"))
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=0, isolation_level=None)) as one:
+            one.execute("begin immediate")
+            one.execute("rollback")
+        free = shutil.disk_usage(database.parent).free
+    except (sqlite3.OperationalError, OSError) as error:
+        return f"{error} ({database})" if "locked" in str(error) else ""
+    return f"the disk is full ({database.parent})" if free < _ROOM_BYTES else ""
 
 
 def version_warning(url: str) -> str:

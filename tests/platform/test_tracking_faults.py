@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 import time
@@ -53,6 +52,8 @@ def test_a_full_disk_under_mlflow_is_said_once_and_loses_nothing(
 ) -> None:
     database = small_disk("20m") / "m.db"
     tracker, run = begun(tmp_path / "run", database)
+    with closing(sqlite3.connect(database)) as connection:  # its log holds room that was asked for already
+        connection.execute("pragma wal_checkpoint(truncate)")
     free = shutil.disk_usage(database.parent).free
     (database.parent / "ballast").write_bytes(bytes(free - 64 * 1024))
     for step in range(5000):
@@ -62,7 +63,7 @@ def test_a_full_disk_under_mlflow_is_said_once_and_loses_nothing(
 
     assert not stuck and tracker.close(90)
     lines = [line for line in capfd.readouterr().err.splitlines() if "MLflow" in line]
-    assert len(lines) == 2 and re.search("full|disk I/O error", lines[0])
+    assert len(lines) == 2 and "the disk is full" in lines[0]
     assert count(database) == 10_000
 
 
