@@ -18,11 +18,12 @@ from typing import Any
 
 from tigerbot.batches import Chunk, Key, Record, Said, chunks, gathered, new_points
 from tigerbot.errors import TrackingError, first_line
+from tigerbot.mlflow_client import FOLDER
 from tigerbot.mlflow_server import TrackingServer, serve_tracking, version_warning
 from tigerbot.registry import register
 from tigerbot.spool import has_writer
 
-KEY, FOLDER, HOST = "tiger.key", "tiger.folder", "tiger.host"  # tags
+KEY, HOST = "tiger.key", "tiger.host"  # tags
 OUTBOX = "tracking.outbox"
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 _PARENT_PATIENCE_S = 60.0

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import random
-import re
 import select
 import sys
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from tigerbot.applier import Applier
 from tigerbot.batches import Record
-from tigerbot.errors import first_line
+from tigerbot.mlflow_client import why
 from tigerbot.mlflow_server import database_trouble
 from tigerbot.spool import SpoolReader, has_writer
 
@@ -148,7 +147,7 @@ class Courier:
             except Exception as error:  # any failure of a server, a client or a disk must not end delivery
                 self._applier.disconnect()
                 if not complaint:
-                    complaint = _why(error, self._uri)
+                    complaint = database_trouble(self._uri) or why(error)
                     self._say(f"{WAITING} {complaint}")
             if self._job.gone and time.monotonic() - since > _ORPHAN_PATIENCE_S:
                 raise SystemExit(1)
@@ -171,14 +170,6 @@ def _first_line() -> bytes:
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte
     return line
-
-
-def _why(error: Exception, uri: str) -> str:
-    """What MLflow's client says of a server that is away, or that refuses, is a line of three others' exceptions."""
-    if trouble := database_trouble(uri):
-        return trouble
-    away = re.match(r"API request to https?://(?:\S+@)?([^/\s]+)\S* failed with (timeout )?exception", str(error))
-    return f"{away[1]} does not answer" if away else first_line(error)
 
 
 def _say(line: str) -> None:

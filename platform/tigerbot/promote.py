@@ -17,7 +17,8 @@ from typing import Any
 
 from tigerbot.errors import ModelError, TrackingError
 from tigerbot.listing import run_folder
-from tigerbot.registry import FOLDER, REGISTERED_MODEL, client, history, register, take_back
+from tigerbot.mlflow_client import FOLDER, mlflow_client, run_of_folder
+from tigerbot.registry import REGISTERED_MODEL, history, register, take_back
 from tigerbot.runs import read_json
 
 _EVALUATION = "tiger.evaluation"
@@ -46,8 +47,10 @@ def promote(storage: Path, name: str, alias: str, evaluation: str | None = None)
     """
     checked = _checked(storage, name, evaluation)
     uri = checked.tracking["uri"]
-    with client(uri) as api:
-        run_id = _run_id(api, checked)
+    with mlflow_client(uri) as api:
+        run_id = run_of_folder(api, checked.tracking["experiment"], checked.folder, "train")
+        if run_id is None:
+            raise TrackingError("has no run of this folder", where=uri, fix="was it trained with another tracking.uri?")
         tags = {_EVALUATION: json.dumps(checked.evaluation, ensure_ascii=False)[:_TAG_LIMIT]}
         version = register(api, run_id, str(checked.folder / "model"), alias, int(time.time() * 1000), tags)
     return f"{alias}: version {version}, {name} ({_measured(checked)})"
@@ -59,7 +62,7 @@ def undo(uri: str, alias: str) -> str:
     Raises:
         TrackingError: there is no such alias, or it was nowhere before.
     """
-    with client(uri) as api:
+    with mlflow_client(uri) as api:
         version = take_back(api, uri, alias)
         folder = api.get_model_version(REGISTERED_MODEL, version).tags[FOLDER]
     return f"{alias}: version {version} again, {folder}"
@@ -67,8 +70,11 @@ def undo(uri: str, alias: str) -> str:
 
 def lines(uri: str, alias: str) -> Iterator[str]:
     """Where an alias has been, oldest first, with what each version was measured by."""
-    with client(uri) as api:
-        for place in history(api, alias):
+    with mlflow_client(uri) as api:
+        places = history(api, alias)
+        if not places:
+            yield f"{alias} was nowhere yet"
+        for place in places:
             version = api.get_model_version(REGISTERED_MODEL, place.version)
             when = datetime.fromtimestamp(place.at / 1000).isoformat(" ", "seconds")
             taken_back = ", taken back" if place.undone else ""
@@ -122,20 +128,6 @@ def _evaluation(storage: Path, name: str, after: float) -> dict[str, Any]:
     if float(state.get("ended", 0)) < after:
         raise ModelError("was over before this model was trained", where=name, fix=f"tiger run {name}.yaml --replace")
     return {"evaluation": name, "result": state.get("result")}
-
-
-def _run_id(api: Any, checked: Checked) -> str:
-    where = checked.tracking["uri"]
-    experiment = api.get_experiment_by_name(checked.tracking["experiment"])
-    if experiment is not None:
-        quote = '"' if "'" in str(checked.folder) else "'"
-        mine = f"tags.`{FOLDER}` = {quote}{checked.folder}{quote} and tags.`tiger.kind` = 'train'"
-        found = api.search_runs(
-            [experiment.experiment_id], mine, max_results=1, order_by=["attributes.start_time DESC"]
-        )
-        if found:
-            return found[0].info.run_id
-    raise TrackingError("has no run of this folder", where=where, fix="was it trained with another tracking.uri?")
 
 
 def _measured(checked: Checked) -> str:

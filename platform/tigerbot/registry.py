@@ -7,17 +7,15 @@ beside it, as a tag of the registered model: written before the alias moves, so 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tigerbot.errors import TrackingError, first_line
-from tigerbot.mlflow_server import serve_tracking
+from tigerbot.mlflow_client import FOLDER, mlflow_client
 
 REGISTERED_MODEL = "tiger"
-FOLDER = "tiger.folder"
 _KEPT = 50  # places of an alias that are remembered: MLflow's tags hold 5,000 characters
 
 
@@ -36,7 +34,7 @@ def resolve_alias(uri: str, alias: str) -> Path:
     Raises:
         TrackingError: no model has this alias.
     """
-    with client(uri) as api:
+    with mlflow_client(uri) as api:
         return Path(_at_alias(api, uri, alias).tags[FOLDER])
 
 
@@ -90,21 +88,9 @@ def take_back(api: Any, uri: str, alias: str) -> str:
 
 
 def history(api: Any, alias: str) -> list[Place]:
-    """Where an alias has been, oldest first."""
-    tags = api.get_registered_model(REGISTERED_MODEL).tags
-    return [Place(**place) for place in json.loads(tags.get(_tag(alias), "[]"))]
-
-
-@contextmanager
-def client(uri: str) -> Iterator[Any]:
-    """A client of the tracking server at `uri`, started for the time being where it is a database."""
-    from mlflow import MlflowClient
-
-    server = serve_tracking(uri)
-    try:
-        yield MlflowClient(server.url)
-    finally:
-        server.stop()
+    """Where an alias has been, oldest first; nothing for one that nobody moved yet."""
+    found = api.search_registered_models(f"name='{REGISTERED_MODEL}'")
+    return [Place(**place) for model in found for place in json.loads(model.tags.get(_tag(alias), "[]"))]
 
 
 def _move(api: Any, alias: str, place: Place) -> None:

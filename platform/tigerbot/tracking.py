@@ -20,11 +20,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tigerbot.applier import FOLDER, HOST, OUTBOX
+from tigerbot.applier import HOST, OUTBOX
 from tigerbot.batches import PARAM_LENGTH, TAG_LENGTH, fitted
 from tigerbot.courier import Order
 from tigerbot.courier_process import CourierProcess, tell
 from tigerbot.errors import StorageError
+from tigerbot.mlflow_client import FOLDER, KIND
 from tigerbot.mlflow_server import TrackingServer, check_tracking_uri, serve_tracking
 from tigerbot.registry import REGISTERED_MODEL, resolve_alias
 from tigerbot.runs import read_json, write_json
@@ -205,7 +206,7 @@ def track(run: Run, tags: Mapping[str, str] | None = None) -> tuple[Tracker, Tra
     if commit:
         made_by["mlflow.source.git.commit"] = commit
     tracker = Tracker(spec.tracking.uri, spec.tracking.experiment, run.folder, tags=made_by)
-    own = {"tiger.kind": spec.kind, FOLDER: str(run.folder.absolute()), HOST: socket.gethostname()}
+    own = {KIND: spec.kind, FOLDER: str(run.folder.absolute()), HOST: socket.gethostname()}
     params = flat(spec.model_dump(mode="json", exclude={"kind", "name", "storage", "tracking"}))
     seed = params.get("seed", params.get("train.seed"))
     if seed is not None:

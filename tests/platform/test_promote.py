@@ -18,6 +18,8 @@ from tigerbot.promote import lines, promote, undo
 from tigerbot.registry import register, resolve_alias
 from tigerbot.runs import write_json
 
+DEAD = "http://127.0.0.1:9"
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
@@ -82,6 +84,28 @@ def test_what_a_job_said_late_does_not_take_an_alias_back(tmp_path: Path, server
     register(api, runs[0], "/models/a", "base", at=1)
 
     assert resolve_alias(server.url, "base") == Path("/models/b")
+
+
+def test_an_alias_that_mlflow_does_not_take_is_one_clear_line(tmp_path: Path, server: TrackingServer) -> None:
+    trained(tmp_path, "named", server)
+
+    with pytest.raises(TrackingError, match="MLflow does not do it"):
+        promote(tmp_path, "named", "latest")
+    assert list(lines(server.url, "nobody")) == ["nobody was nowhere yet"]
+
+
+def test_a_server_that_is_dead_and_a_database_that_is_not_there_are_one_clear_line(
+    tmp_path: Path, server: TrackingServer
+) -> None:
+    folder = trained(tmp_path, "orphan", server)
+    write_json(folder / "spec.json", {"spec": {"kind": "train", "tracking": {"uri": DEAD, "experiment": "town"}}})
+    absent = f"sqlite:///{tmp_path}/nowhere/mlflow.db"
+
+    with pytest.raises(TrackingError, match="MLflow does not do it"):
+        promote(tmp_path, "orphan", "factual")
+    with pytest.raises(TrackingError, match="there is no such database"):
+        undo(absent, "factual")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def damaged(folder: Path) -> None:

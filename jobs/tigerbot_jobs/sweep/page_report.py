@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tigerbot.errors import TrackingError, first_line
+from tigerbot.mlflow_client import mlflow_client, run_of_folder
 from tigerbot.runs import read_json
 from tigerbot_jobs import webpage
 from tigerbot_jobs.finding import find_record, is_held
@@ -62,21 +60,13 @@ def log_report(path: Path, journal: Path) -> str:
     Raises:
         TrackingError: MLflow does not take it.
     """
-    # A person waits: MLflow's own retries would hold the terminal for minutes before saying that nobody answers.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    from mlflow.exceptions import MlflowException
-
     tracking = about(journal).spec.get("tracking") or {}
     if not tracking.get("uri"):
         return "not logged: the sweep's spec, which names the MLflow server, is not beside its journal"
-    try:
-        run_id = _attached(path, journal.absolute().parent, tracking)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"does not take the page ({first_line(error)})",
-            where=str(tracking["uri"]),
-            fix=f"{path} is written; run this again when MLflow answers",
-        ) from None
+    with mlflow_client(tracking["uri"]) as api:
+        run_id = run_of_folder(api, tracking.get("experiment", ""), journal.absolute().parent, "sweep")
+        if run_id is not None:
+            api.log_artifact(run_id, str(path))
     if run_id is None:
         return f"not logged: MLflow at {tracking['uri']} has no run of this sweep yet"
     return f"logged to MLflow run {run_id}"
@@ -112,29 +102,6 @@ def _recommendation(history: History) -> str:
         interval = f" [{one.low:.5g}, {one.high:.5g}]" if len(one.fresh) > 1 else ""
         worth = f"{history.metric} {one.mean:.5g}{interval} by {len(one.fresh)} fresh seed{'' if len(one.fresh) == 1 else 's'}"
     return printable(f"  recommended: {best.trial.config}, {worth}: {params}")
-
-
-def _attached(path: Path, folder: Path, tracking: dict[str, Any]) -> str | None:
-    """Log the page to the newest run that this folder's sweep has; a replaced one left older runs."""
-    from mlflow import MlflowClient
-
-    from tigerbot.tracking import serve_tracking
-
-    server = serve_tracking(tracking["uri"])
-    try:
-        client = MlflowClient(server.url)
-        experiment = client.get_experiment_by_name(tracking.get("experiment", ""))
-        if experiment is None:
-            return None
-        quote = '"' if "'" in str(folder) else "'"
-        mine = f"tags.`tiger.folder` = {quote}{folder}{quote} and tags.`tiger.kind` = 'sweep'"
-        runs = client.search_runs([experiment.experiment_id], mine, max_results=1, order_by=["start_time DESC"])
-        if not runs:
-            return None
-        client.log_artifact(runs[0].info.run_id, str(path))
-        return runs[0].info.run_id
-    finally:
-        server.stop()
 
 
 def _state(folder: Path) -> str:
