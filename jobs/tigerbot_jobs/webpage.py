@@ -33,7 +33,7 @@ svg{width:100%;height:auto;font-size:11px;fill:var(--soft);display:block} svg .i
 .bar{height:.7rem;border-radius:.15rem;min-width:1px}
 @media(prefers-color-scheme:dark){:root{--ink:#dfe6ec;--soft:#98a5b1;--line:#28313a;--paper:#12171c;--card:#182027}}
 """
-_STATES = {"running": "#2f6fb0", "done": "#12876f", "stopped": "#66727e", "failed": "#c0392b", "died": "#c0392b"}
+_STATES = {"running": "#2f6fb0", "done": "#12876f", "stopped": "#66727e", "failed": "#c0392b", "interrupted": "#c0392b"}
 
 
 def document(title: str, body: str, *, style: str = "", script: str = "") -> str:

@@ -21,6 +21,7 @@ from tigerbot.options import Extend, Overrides, Replace, SpecFile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 spec_app = typer.Typer(no_args_is_help=True, help="Specs: their schemas, and what one resolves to.")
+_INTERRUPTED = 130
 _SHOWN = 20  # entries of a list in a result
 app.add_typer(spec_app, name="spec")
 
@@ -84,9 +85,10 @@ def main() -> None:
     except TigerError as error:
         print(f"tiger: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("tiger: stopped; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
+            print("tiger: interrupted; the same command goes on", file=sys.stderr)
+        raise
     except Exception as error:
         from tigerbot.staging import disk_full, is_full
 

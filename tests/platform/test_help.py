@@ -51,3 +51,17 @@ def test_every_command_in_the_docs_is_one_that_exists(root: Any) -> None:
             assert f"tiger {verb}" in known, f"{page.name}: {written}"
             for file in re.findall(r"\S+\.yaml", written):
                 assert (ROOT / file).exists() or "*" in file, f"{page.name}: {file}"
+
+
+def test_an_interrupted_verb_says_that_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tigerbot.listing.listed", interrupted)
+    monkeypatch.setattr("sys.argv", ["tiger", "runs"])
+
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert capsys.readouterr().err == "tiger: interrupted; the same command goes on\n"

@@ -108,4 +108,4 @@ def _state(folder: Path) -> str:
     status = str(read_json(folder / "state.json", {"status": "stopped"})["status"])
     if status != "running":
         return status
-    return "running" if is_held(folder) else "died"
+    return "running" if is_held(folder) else "interrupted"

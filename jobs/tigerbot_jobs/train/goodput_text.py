@@ -40,11 +40,11 @@ def find_ledger(run: str, folder: Path) -> Path:
 
 
 def read_account(ledger: Path, price_per_card_hour: float | None = None) -> tuple[Account, str]:
-    """The account of a run up to now, and its state: running, done, failed, stopped, or died (nobody goes on with it)."""
+    """The account of a run up to now, and its state: running, done, failed, stopped, or interrupted (nobody goes on with it)."""
     running = is_held(ledger.parent)
     found = account(read_events(ledger), time.time() if running else None, price_per_card_hour)
     ended = {"killed": "stopped"}.get(found.ended, found.ended)
-    return found, ended or ("running" if running else "died")
+    return found, ended or ("running" if running else "interrupted")
 
 
 def as_json(found: Account, state: str) -> dict[str, Any]:

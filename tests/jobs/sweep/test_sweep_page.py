@@ -225,12 +225,12 @@ def test_a_sweep_that_runs_says_what_is_left_and_one_that_nobody_holds_does_not(
     write_json(folder / "spec.json", {"spec": SPEC | {"budget": {"money": 50.0}, "tracking": {}}})
     write_json(folder / "state.json", {"status": "running"})
 
-    died = tiger("bowl", "--in", str(tmp_path))
+    left = tiger("bowl", "--in", str(tmp_path))
     lock = hold_folder(folder)
     runs = tiger("bowl", "--in", str(tmp_path))
     lock.close()
 
-    assert died.startswith("bowl: died, 20/30 trials; best loss") and " left" not in died.splitlines()[0]
+    assert left.startswith("bowl: interrupted, 20/30 trials; best loss") and " left" not in left.splitlines()[0]
     assert runs.startswith("bowl: running, 20/30 trials, ") and "49.33 of 50.00 money left" in runs
 
 

@@ -107,7 +107,7 @@ def test_a_run_that_lives_is_running_and_one_that_nobody_holds_died(tmp_path: Pa
     running = json.loads(tiger("r", "--in", str(tmp_path), "--json"))
     lock.close()
 
-    assert died["state"] == "died" and died["wall_s"] == pytest.approx(15)
+    assert died["state"] == "interrupted" and died["wall_s"] == pytest.approx(15)
     assert running["state"] == "running" and running["wall_s"] > 15
 
 
