@@ -105,7 +105,8 @@ def test_a_link_that_is_down_for_five_seconds_costs_no_step_and_no_node(
         network.heal("node1")
 
         check_end(story, undisturbed)
-        assert sizes(story)[-1] == 2 or story.generations()[-1].whole("generation") > 1
+        # As long as the hub's own patience: it waits it out, or trains on with one worker until the other is back.
+        assert sizes(story) in ([2], [2, 1], [2, 1, 2])
         assert max(story.steps_lost(), default=0) <= 2
     machines.wait_alive({"head", "node1", "node2"}, 60)
 

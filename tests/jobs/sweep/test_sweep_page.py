@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -313,15 +312,3 @@ def test_three_thousand_trials_open_in_a_browser(tmp_path: Path) -> None:
 
     assert len(text.encode()) < 3_000_000 and problems == []
     assert parse_spec(yaml.safe_load(copied)).name == "bowl-best"
-
-
-@pytest.mark.skipif("TIGER_SCREENSHOT_SWEEP" not in os.environ, reason="TIGER_SCREENSHOT_SWEEP names no report.html")
-def test_the_picture_of_a_sweep_in_the_readme() -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1100, "height": 1500}, locale="en-US")
-        opened.goto(Path(os.environ["TIGER_SCREENSHOT_SWEEP"]).absolute().as_uri())
-        opened.screenshot(path="docs/images/sweep.png")
-        browser.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -99,11 +98,3 @@ def test_a_refused_key_is_said_on_the_page(serve_engine, page) -> None:
 
     page.locator(".error").wait_for(timeout=10_000)
     assert "API key" in page.locator(".error").text_content()
-
-
-@pytest.mark.skipif("TIGER_SCREENSHOT_URL" not in os.environ, reason="TIGER_SCREENSHOT_URL names no running demo")
-def test_the_picture_of_the_readme(page) -> None:
-    page.goto(os.environ["TIGER_SCREENSHOT_URL"])
-    for text in os.environ["TIGER_SCREENSHOT_ASK"].split("|"):
-        ask(page, text)
-    page.screenshot(path="docs/images/chat.png")
