@@ -95,7 +95,7 @@ def test_a_raylet_that_is_killed_takes_its_worker_with_it_and_nothing_else(
         assert max(story.steps_lost()) <= 2
 
 
-def test_a_link_that_is_down_for_five_seconds_costs_no_step_and_no_node(
+def test_a_link_that_is_down_for_five_seconds_costs_at_most_a_snapshot_interval(
     machines: RayCluster, network: Network, corpus: Corpus, undisturbed: Ending, tmp_path: Path
 ) -> None:
     with on(machines, corpus, tmp_path) as story:
