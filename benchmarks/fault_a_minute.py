@@ -40,7 +40,7 @@ def main() -> list[Row]:
 
 
 def _ours(folder: Path, shards: Path) -> float:
-    spec = _spec(folder, shards, 0) | {"name": "ours"}
+    spec = _spec(folder, shards, "ours")
     spec["scale"] = {"workers": 2, "standbys": 1, "threads_per_worker": 1}
     spec["train"] |= {"batch_tokens": 2 * MICRO * LENGTH, "micro_batch": MICRO, "tokens": 10**8}
     path, ledger, chance = folder / "ours.yaml", folder / "ours/ledger.jsonl", random.Random(1)

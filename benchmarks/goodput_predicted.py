@@ -76,7 +76,7 @@ def _row(folder: Path, shards: Path, setting: Setting, known: LedgerSummary, cos
 def _measured(folder: Path, shards: Path, setting: Setting) -> tuple[LedgerSummary, float]:
     """One run; its summary, and its goodput."""
     name = f"run-{'-'.join(setting.kinds) or 'quiet'}-{setting.every_s:.0f}"
-    spec = _spec(folder, shards, 0) | {"name": name}
+    spec = _spec(folder, shards, name)
     spec["scale"] = {"workers": 2, "standbys": 1, "threads_per_worker": 1}
     spec["train"] |= {"batch_tokens": 2 * MICRO * LENGTH, "micro_batch": MICRO, "tokens": 10**8}
     path, ledger = folder / f"{name}.yaml", folder / name / "ledger.jsonl"

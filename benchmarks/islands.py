@@ -243,7 +243,7 @@ def _rank(given: dict[str, Any]) -> None:
 
     from tigerbot.spec import TrainSpec, parse_spec, spec_hash
     from tigerbot_jobs.train.alone import train_rank
-    from tigerbot_jobs.train.prepared import WorkerJob
+    from tigerbot_jobs.train.given import WorkerJob
 
     spec = parse_spec(given["spec"])
     assert isinstance(spec, TrainSpec)

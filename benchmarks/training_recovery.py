@@ -74,7 +74,7 @@ def _plain(what: str, values: list[float] | list[int], target: str) -> Row:
 
 
 def _ours(folder: Path, shards: Path, name: str, scale: dict[str, Any]) -> list[Killed]:
-    spec = _spec(folder, shards, 0) | {"name": name, "scale": scale | {"threads_per_worker": 1}}
+    spec = _spec(folder, shards, name) | {"scale": scale | {"threads_per_worker": 1}}
     spec["train"] |= {"batch_tokens": 2 * MICRO * LENGTH, "micro_batch": MICRO, "tokens": 10**8}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(spec))

@@ -17,9 +17,9 @@ from relay import Relay
 
 from tigerbot.spec import parse_spec
 from tigerbot.storage import open_store
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.ledger import Event, Ledger, read_events
 from tigerbot_jobs.train.memory import SnapshotBuffer
-from tigerbot_jobs.train.prepared import WorkerJob
 from tigerbot_jobs.train.recovery import messages as say
 from tigerbot_jobs.train.recovery import worker
 from tigerbot_jobs.train.recovery.hub import Hub, HubSettings

@@ -251,6 +251,25 @@ def test_a_notice_that_the_machine_goes_puts_the_state_into_storage_in_time(
 
 
 @pytest.mark.soak
+def test_a_worker_that_is_told_to_end_hands_its_rank_over_before_it_is_killed(
+    corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path
+) -> None:
+    with Story(corpus, tmp_path, tracking, scale={"standbys": 1}, tolerance={"checkpoint_every_steps": None}) as story:
+        story.wait_for_workers(3)
+        story.wait_for_step(random.randint(4, 30))
+        told = pid_of(story.members()[random.randrange(2)])
+        os.kill(told, signal.SIGTERM)
+        told_at = time.time()
+        story.wait_for_generation(2)
+        os.kill(told, signal.SIGKILL)
+
+        check_end(story, undisturbed)
+        assert story.faults() == ["preemption"]
+        assert [event.text("reason") for event in story.generations()] == ["start", "preemption"]
+        assert any(told_at < event.t < told_at + 10 for event in story.events("persisted"))
+
+
+@pytest.mark.soak
 def test_a_wall_clock_that_jumps_forth_and_back_is_no_fault(
     corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

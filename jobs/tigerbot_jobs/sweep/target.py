@@ -129,7 +129,7 @@ class _TrainTarget:
         import torch.distributed as dist
 
         from tigerbot_jobs.train.alone import train_rank
-        from tigerbot_jobs.train.prepared import WorkerJob
+        from tigerbot_jobs.train.given import WorkerJob
 
         folder = Path(tempfile.mkdtemp(prefix="trial-"))
         spec = changed(self._path, self._fixed | dict(params) | {"storage.uri": str(folder), "storage.keep": 1})

@@ -16,10 +16,11 @@ from tigerbot_jobs.train.engine import (
     Engine,
     connect_ranks,
 )
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.keeping import Progress
 from tigerbot_jobs.train.loop import RankRun
 from tigerbot_jobs.train.metrics import Row, append_row
-from tigerbot_jobs.train.prepared import Prepared, WorkerJob, make_engine
+from tigerbot_jobs.train.prepared import Prepared, make_engine
 
 _SAVE_SHARE = 0.03  # of the time may go into checkpoints when their interval is `auto`
 _SAVE_FLOOR_S = 30.0

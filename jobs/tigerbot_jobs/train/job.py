@@ -23,12 +23,12 @@ from tigerbot.tracking import TrackedRun, tracked
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
 from tigerbot_jobs.train.engine import deepspeed_config
 from tigerbot_jobs.train.exporter import Exporter, Live
+from tigerbot_jobs.train.given import WorkerJob, threads_of
 from tigerbot_jobs.train.goodput import LiveAccount, account, as_metrics
 from tigerbot_jobs.train.islands.run import run_islands
 from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.metrics import Row, append_row, read_rows
 from tigerbot_jobs.train.model import tokenizer_folder
-from tigerbot_jobs.train.prepared import WorkerJob, threads_of
 
 # A step frees the same large tensors that the next one wants. glibc would hand them back to the kernel and fault them
 # in again, page by page: 8% of a small model's step on a CPU.

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import tokenizer_hash
-from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
-from tigerbot.tokens import manifests_hash
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData
-from tigerbot_jobs.train.engine import (
-    Engine,
-    peak_flops,
-    trained_module,
-)
+from tigerbot_jobs.train.engine import Engine, peak_flops, trained_module
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.keeping import Progress
 from tigerbot_jobs.train.model import LanguageModel, make_model, tokenizer_folder
 from tigerbot_jobs.train.reshard import Read
 from tigerbot_jobs.train.shard import ShardMeta
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """What every rank is given. `hub` and `token` are empty where a rank has no hub."""
-
-    spec: TrainSpec
-    hash: str
-    folder: str
-    train: list[tuple[Path, float]]
-    validation: list[Path]
-    threads: int
-    hub: str = ""
-    token: str = ""
-    run_id: str = ""
-
-    @property
-    def data_tags(self) -> dict[str, str]:
-        """What MLflow is told of the data: the token shards of training, whatever their paths."""
-        return {"tiger.data": manifests_hash(folder for folder, _ in self.train)}
 
 
 class Prepared:
@@ -135,8 +107,3 @@ def make_engine(prepared: Prepared, plan: BatchPlan, *, fresh: bool, on_phase: C
     spec = prepared.job.spec
     module = prepared.module(fresh=fresh)
     return Engine(module, spec.train, spec.deepspeed, plan, prepared.device, on_phase=on_phase)
-
-
-def threads_of(spec: TrainSpec, workers: int) -> int:
-    """Threads of a worker: as the spec says, else an equal part of this machine's cores."""
-    return spec.scale.threads_per_worker or max(1, (os.cpu_count() or 1) // workers)

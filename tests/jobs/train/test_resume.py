@@ -17,8 +17,8 @@ from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import load_model
 from tigerbot.spec import parse_spec, spec_hash
 from tigerbot_jobs.train.alone import train_rank
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.metrics import read_rows
-from tigerbot_jobs.train.prepared import WorkerJob
 
 
 def job_of(raw: dict[str, Any], corpus: Corpus, *, hash: str = "") -> WorkerJob:

@@ -11,8 +11,8 @@ from small_corpus import Corpus, as_train
 
 from tigerbot.spec import spec_hash
 from tigerbot_jobs.train.alone import train_rank
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.metrics import read_rows
-from tigerbot_jobs.train.prepared import WorkerJob
 
 pytestmark = [
     pytest.mark.gpu,

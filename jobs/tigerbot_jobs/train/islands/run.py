@@ -28,13 +28,13 @@ from tigerbot.runs import Run, local_root, read_json, write_json, write_text
 from tigerbot.spec import Islands, TrainSpec, parse_spec
 from tigerbot.storage import open_store
 from tigerbot.tracking import tracked
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.islands.children import Child, last_line, spawn, why
 from tigerbot_jobs.train.islands.server import SECRET
 from tigerbot_jobs.train.islands.state import load_state
 from tigerbot_jobs.train.islands.sync import SERVER
 from tigerbot_jobs.train.metrics import Follower, Row, append_row, read_rows
 from tigerbot_jobs.train.model import LanguageModel, base_folder, make_model, tokenizer_folder
-from tigerbot_jobs.train.prepared import WorkerJob
 
 _POLL_S = 0.3
 

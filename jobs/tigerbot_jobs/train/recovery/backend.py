@@ -13,33 +13,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from tigerbot_jobs.train.prepared import WorkerJob
-from tigerbot_jobs.train.recovery.worker import train_worker
+from tigerbot_jobs.train.given import WorkerJob
+from tigerbot_jobs.train.recovery.entry import heed_sigterm, train_worker
 
 HEALTH_CHECK_S = 0.2
 
 
-class _OwnGroups(_TorchBackend):
+class _OwnGroups(Backend):
     """No process group of Ray's: ours comes and goes with the generations."""
 
+    share_cuda_visible_devices: bool = True
     has_replica_groups: bool = True
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        pass
-
-    def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        pass
-
-    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        pass
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        worker_group.execute(heed_sigterm)
 
 
 @dataclass
-class OwnGroups(TorchConfig):
-    """For `TorchTrainer(torch_config=...)`."""
+class OwnGroups(BackendConfig):
+    """For `DataParallelTrainer(backend_config=...)`. It is not Ray's for torch, which imports torch before ours can be
+    done in the background."""
 
     @property
     def backend_cls(self) -> type[_OwnGroups]:
@@ -59,10 +55,10 @@ class Workers:
         scale = job.spec.scale
         gpus = scale.gpus_per_worker
         self.error: Exception | None = None
-        self._trainer = TorchTrainer(
+        self._trainer = DataParallelTrainer(
             train_worker,  # type: ignore[arg-type]
             train_loop_config=job,  # type: ignore[arg-type]
-            torch_config=OwnGroups(),
+            backend_config=OwnGroups(),
             scaling_config=ScalingConfig(
                 num_workers=count,
                 use_gpu=gpus > 0,

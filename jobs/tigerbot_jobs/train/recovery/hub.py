@@ -230,6 +230,8 @@ class Hub:
                 self._member_out(peer, message)
             case say.Say():
                 self._said(worker, message)
+            case say.Noticed() if hello.role == "worker":
+                self._worker_goes(peer, message)
             case say.Noticed():
                 self._noticed(hello.node, message.source, message.deadline_s)
             case say.Meet() | say.Formed() | say.Restored() | say.Saved() | say.Probed():
@@ -537,6 +539,16 @@ class Hub:
         if self._bar_node(node) and any(self._rank_of(worker) >= 0 for worker in gone):
             self._pause("preemption")
 
+    def _worker_goes(self, peer: Peer, message: say.Noticed) -> None:
+        """A worker was told to end: its state is kept, and its rank given to another where there is one."""
+        worker = peer.hello.worker
+        evidence = f"{message.source}: {worker} goes within {message.deadline_s:.0f} s"
+        self._fault("preemption", worker, self._rank_of(worker), peer.hello.node, evidence)
+        self._books.decide("persist", evidence)
+        self._persister.request()
+        if self._bar([worker]) and self._rank_of(worker) >= 0:
+            self._pause("preemption")
+
     def _keep_out(self, worker: str, fault: str, evidence: str) -> None:
         """A node that fails repeatedly gets no ranks, unless there would be too few without it."""
         node = self._peers.node_of(worker)
@@ -545,10 +557,15 @@ class Hub:
 
     def _bar_node(self, node: str) -> bool:
         """Give this node's workers no rank any more; not where too few would be left: it is used until it goes."""
-        workers = self._peers.on(node)
-        if len(self._peers.workers) - len(workers) < self._settings.low:
+        if not self._bar(self._peers.on(node)):
             return False
         self._kept_out.add(node)
+        return True
+
+    def _bar(self, workers: list[str]) -> bool:
+        left = [one for one in self._peers.workers if one not in workers and not self._rendezvous.is_barred(one)]
+        if len(left) < self._settings.low:
+            return False
         for worker in workers:
             self._rendezvous.bar(worker)
         return True

@@ -147,7 +147,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Noticed:
-    """This node is about to go: `deadline_s` from now."""
+    """From a keeper: this node is about to go, `deadline_s` from now. From a worker: this process is."""
 
     source: str
     deadline_s: float

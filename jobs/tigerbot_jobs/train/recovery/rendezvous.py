@@ -66,6 +66,9 @@ class Rendezvous:
         """Give this worker no rank any more (its node is quarantined, or about to go)."""
         self._barred.add(worker)
 
+    def is_barred(self, worker: str) -> bool:
+        return worker in self._barred
+
     def lost(self, worker: str) -> bool:
         """A worker is gone; True when that ends the generation."""
         self._spares = [spare for spare in self._spares if spare != worker]

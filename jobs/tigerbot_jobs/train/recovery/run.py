@@ -18,8 +18,8 @@ from tigerbot.errors import TigerError
 from tigerbot.notify import notify
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import open_store
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.ledger import Ledger, read_events
-from tigerbot_jobs.train.prepared import WorkerJob
 from tigerbot_jobs.train.recovery.backend import HEALTH_CHECK_S, Workers
 from tigerbot_jobs.train.recovery.hub import Hub, HubSettings, Verdict
 from tigerbot_jobs.train.recovery.inventory import Restored

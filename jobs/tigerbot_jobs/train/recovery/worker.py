@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -28,26 +29,22 @@ from tigerbot.spec import TrainSpec
 from tigerbot.tokens import Batch
 from tigerbot_jobs.train.data import BatchPlan, plan_batches
 from tigerbot_jobs.train.engine import Engine, connect_ranks, precision_of, trained_module
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.loop import Outcome, RankRun
 from tigerbot_jobs.train.metrics import Row
-from tigerbot_jobs.train.prepared import Prepared, WorkerJob, make_engine
+from tigerbot_jobs.train.prepared import Prepared, make_engine
+from tigerbot_jobs.train.recovery.entry import in_background, sigterm
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
 from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
 from tigerbot_jobs.train.recovery.link import HUB_GONE, Link
-from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Out, Probed, Ready, Restored, Stop
+from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Noticed, Out, Probed, Ready, Restored, Stop
 from tigerbot_jobs.train.recovery.tier import Tier
 from tigerbot_jobs.train.watch.bugs import describe, is_communication_error
 from tigerbot_jobs.train.watch.guard import LossGuard
 
 _REJOIN_S = 10.0
+_NOTICE_S = 0.2
 COLLECTIVE_S = 1800.0  # the last resort: the hub's watch calls a generation off long before
-
-
-def train_worker(job: WorkerJob) -> None:
-    """What Ray Train runs on every worker."""
-    from ray.train.torch import get_device
-
-    Worker(job, get_device()).live()
 
 
 class Worker:
@@ -74,23 +71,33 @@ class Worker:
             job.token, "worker", self._name, self._node, socket.gethostname(), self._address, os.getpid(), _ray_node()
         )
         self._hello = hello
+        self._closed = threading.Event()
         self._link = Link(job.hub, hello)
 
     def live(self) -> None:
         """Until the hub says stop, or is gone."""
         try:
-            prepared = self._prepare()
+            prepared = in_background(self._prepare)
         except Exception as error:
             self._link.send(_failed(0, 0, error, None))
             self._link.order()
             return
         self._link.send(Ready())
+        threading.Thread(target=self._await_sigterm, daemon=True, name="notice").start()
         while not isinstance(order := self._next(), Stop):
             out = self._generation(prepared, order)
             self._link.flush()
             self._link.leave()
             self._link.send(out)
+        self._closed.set()
         self._link.close()
+
+    def _await_sigterm(self) -> None:
+        """Whoever sends it sends SIGKILL later: until then this process trains on, or is idle once its rank is another's."""
+        while not self._closed.wait(_NOTICE_S):
+            if notice := sigterm.read():
+                self._link.send(Noticed(notice.source, notice.deadline_s))
+                return
 
     def _next(self) -> Form | Stop:
         """What to do next. A hub that is only out of reach is sought again, and this process is then a spare.
@@ -106,8 +113,8 @@ class Worker:
 
     def _prepare(self) -> Prepared:
         """Everything that takes time and needs no rank, so that a standby steps in within a fraction of a second."""
-        import deepspeed  # noqa: F401
-
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has a current device of its own
         prepared = Prepared(self._job, self._device, verify=_first_worker())
         prepared.say = lambda text: self._link.say("note", text=text)
         prepared.module(fresh=True)

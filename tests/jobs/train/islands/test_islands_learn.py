@@ -19,10 +19,10 @@ from small_corpus import Corpus, as_train
 from tigerbot.spec import spec_hash
 from tigerbot_jobs.train.alone import train_rank
 from tigerbot_jobs.train.data import BatchPlan
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.islands.server import SECRET
 from tigerbot_jobs.train.islands.sync import SERVER
 from tigerbot_jobs.train.metrics import read_rows
-from tigerbot_jobs.train.prepared import WorkerJob
 
 ISLANDS = {"count": 2, "every": 6}
 LOOP = {"tokens": 48 * 256, "validate_every": 24}

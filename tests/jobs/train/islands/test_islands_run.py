@@ -18,11 +18,11 @@ from tigerbot.errors import SpecError
 from tigerbot.models import load_model
 from tigerbot.runs import Run, read_json
 from tigerbot.spec import spec_hash
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.islands import run as islands_run
 from tigerbot_jobs.train.islands.run import derived
 from tigerbot_jobs.train.metrics import read_rows
 from tigerbot_jobs.train.model import make_model
-from tigerbot_jobs.train.prepared import WorkerJob
 
 
 def job_of(corpus: Corpus, folder: Path, name: str = "both", **changes: object) -> WorkerJob:
