@@ -1,23 +1,29 @@
-"""Heavy trials: each a fault-tolerant training run with workers of its own, the same code as `kind: train`.
+"""Heavy trials: each a fault-tolerant training run under a hub of its own, the same code as `kind: train`.
 
-The trial's process holds the run's hub and is used again by the next trial, so what it has imported and connected is
-there already. The run lives in `<sweep>/trials/<trial>`; a trial that begins again resumes from its checkpoint there.
+The trial's process holds the run's hub and is used again by the next trial, and so are its workers: what they have
+imported and connected is there already. The run lives in `<sweep>/trials/<trial>`; a trial that begins again resumes
+from its checkpoint there.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tigerbot.errors import IdentityError
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import Scale, TrainSpec, spec_hash
 from tigerbot_jobs.sweep.target import changed, halved, seeded
+from tigerbot_jobs.sweep.trials import Trial
 from tigerbot_jobs.sweep.worker import Report, Stopped
 
+if TYPE_CHECKING:
+    from tigerbot_jobs.train.recovery.standing import Standing
+
+WORKERS = "ray"  # below the sweep's folder: what Ray Train writes of the workers that go from trial to trial
 _LOOK_S = 0.2
 
 
@@ -29,9 +35,10 @@ class HeavyTarget:
     def __init__(self, path: str, fixed: dict[str, Any], folder: Path) -> None:
         self._path, self._fixed, self._folder = path, fixed, folder
         self.hash = spec_hash(changed(path, fixed))
+        self._standing: Standing | None = None  # made in the trial's process
 
     def __call__(self, params: Mapping[str, Any], report: Report) -> None:
-        run = _opened(self._spec(params, report))
+        run = _opened(self._spec(report.name, params, report.seed))
         try:
             if not run.done:
                 self._train(run, report)
@@ -42,11 +49,19 @@ class HeavyTarget:
     def shrunk(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return halved(self._path, self._fixed, params)
 
-    def _spec(self, params: Mapping[str, Any], report: Report) -> TrainSpec:
-        spec = seeded(changed(self._path, {**self._fixed, **params}), report.seed)
+    def forget_memory(self, trials: Iterable[Trial]) -> None:
+        """Remove what trials that were killed left in this machine's shared memory."""
+        from tigerbot_jobs.train.recovery.run import forget_memory
+
+        for trial in trials:
+            spec = self._spec(trial.name, trial.params | trial.changes, trial.seed)
+            forget_memory(spec, spec_hash(spec))
+
+    def _spec(self, name: str, params: Mapping[str, Any], seed: int) -> TrainSpec:
+        spec = seeded(changed(self._path, {**self._fixed, **params}), seed)
         uri = spec.storage.uri if "://" in spec.storage.uri else str(self._folder)
         storage = spec.storage.model_copy(update={"uri": f"{uri.rstrip('/')}/trials"})
-        about = {"name": report.name, "storage": storage, "scale": trial_scale(spec), "register_as": None}
+        about = {"name": name, "storage": storage, "scale": trial_scale(spec), "register_as": None}
         return spec.model_copy(update=about)
 
     def _train(self, run: Run, report: Report) -> None:
@@ -59,6 +74,7 @@ class HeavyTarget:
         for row in read_rows(log) if log.exists() else []:
             report(row)  # what an earlier attempt logged, and a driver that died may not have heard
             told = int(row["step"])
+        standing = self._workers()
         rows: queue.Queue[Any] = queue.Queue()
         stop, failed = threading.Event(), list[BaseException]()
 
@@ -71,7 +87,7 @@ class HeavyTarget:
 
         def train() -> None:
             try:
-                train_until(run, on_row, stop)
+                train_until(run, on_row, stop, standing)
             except BaseException as error:  # raised again in the trial's thread
                 failed.append(error)
 
@@ -88,7 +104,16 @@ class HeavyTarget:
             trainer.join()
             raise
         if failed:
+            standing.close()  # whatever has gone wrong in them, the next trial has others
             raise failed[0]
+
+    def _workers(self) -> Standing:
+        if self._standing is None:
+            from tigerbot_jobs.train.job import own_node_address
+            from tigerbot_jobs.train.recovery.standing import Standing
+
+            self._standing = Standing(self._folder / WORKERS, own_node_address())
+        return self._standing
 
 
 def trial_scale(spec: TrainSpec) -> Scale:

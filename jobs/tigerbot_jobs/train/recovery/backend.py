@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
-from tigerbot_jobs.train.prepared import WorkerJob
-from tigerbot_jobs.train.recovery.worker import train_worker
+from tigerbot.spec import Scale
 
 HEALTH_CHECK_S = 0.2
 
@@ -47,21 +48,32 @@ class OwnGroups(TorchConfig):
 
 
 class Workers:
-    """The workers of a run, kept by Ray Train from a thread of its own.
+    """A group of workers, kept by Ray Train from a thread of its own.
 
     Args:
-        job: for every worker.
+        live: what every worker runs, given `about`.
+        scale: what each takes.
+        folder, name: `<folder>/<name>` is Ray Train's.
         count: ranks and standbys.
         environment: of every worker.
     """
 
-    def __init__(self, job: WorkerJob, count: int, environment: dict[str, str]) -> None:
-        scale = job.spec.scale
+    def __init__(
+        self,
+        live: Callable[[Any], None],
+        about: Any,
+        scale: Scale,
+        folder: Path,
+        count: int,
+        environment: dict[str, str],
+        *,
+        name: str = "ray",
+    ) -> None:
         gpus = scale.gpus_per_worker
         self.error: Exception | None = None
         self._trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]
-            train_loop_config=job,  # type: ignore[arg-type]
+            live,  # type: ignore[arg-type]
+            train_loop_config=about,
             torch_config=OwnGroups(),
             scaling_config=ScalingConfig(
                 num_workers=count,
@@ -70,8 +82,8 @@ class Workers:
                 placement_strategy="SPREAD",
             ),
             run_config=RunConfig(
-                name="ray",
-                storage_path=job.folder,
+                name=name,
+                storage_path=str(folder),
                 # The hub counts; a worker that Ray sees die is one to replace, as often as it takes.
                 failure_config=FailureConfig(max_failures=-1),
                 worker_runtime_env={"env_vars": environment},

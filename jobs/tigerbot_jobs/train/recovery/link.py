@@ -189,6 +189,8 @@ class Link:
     def _take(self, message: Message) -> None:
         if isinstance(message, Form | Stop):
             self._orders.put(message)
+            if isinstance(message, Stop):
+                self._end_generations(2**62)
         elif isinstance(message, Meet):
             self._meeting.put(message)
         elif isinstance(message, Abort):

@@ -92,6 +92,14 @@ class Worker:
             self._link.send(out)
         self._link.close()
 
+    def close(self) -> None:
+        """Nothing of this job stays in the process, for which there may be another."""
+        self._link.close()
+        faulthandler.unregister(signal.SIGUSR1)
+        self._stacks.close()
+        gc.unfreeze()
+        gc.collect()
+
     def _next(self) -> Form | Stop:
         """What to do next. A hub that is only out of reach is sought again, and this process is then a spare.
 
@@ -165,6 +173,8 @@ class _Told:
         self._link, self._generation, self._tier, self._device = link, generation, tier, device
 
     def phase(self, phase: str, step: int) -> None:
+        if self._link.over(self._generation):  # a rank alone waits in no collective that could be broken
+            raise RuntimeError("Connection closed by peer: the generation is over")
         self._link.phase(phase, step)
 
     def step_done(self, row: list[float], own_s: float) -> None:
