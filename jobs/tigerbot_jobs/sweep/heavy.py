@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from tigerbot.errors import IdentityError
 from tigerbot.runs import Run, open_run
 from tigerbot.spec import Scale, TrainSpec, spec_hash
+from tigerbot_jobs.sweep.checkpoints import Checkpoints, taken_step
 from tigerbot_jobs.sweep.target import changed, halved, seeded
 from tigerbot_jobs.sweep.trials import Trial
 from tigerbot_jobs.sweep.worker import Report, Stopped
 
 if TYPE_CHECKING:
+    from tigerbot_jobs.train.metrics import Row
     from tigerbot_jobs.train.recovery.standing import Standing
 
 WORKERS = "ray"  # below the sweep's folder: what Ray Train writes of the workers that go from trial to trial
@@ -30,15 +33,21 @@ _LOOK_S = 0.2
 class HeavyTarget:
     """Args:
     path: of the train spec. `folder` is the sweep's.
+    interval: steps between two comparisons of a population's member, if it is one: it keeps a checkpoint at each.
     """
 
-    def __init__(self, path: str, fixed: dict[str, Any], folder: Path) -> None:
-        self._path, self._fixed, self._folder = path, fixed, folder
-        self.hash = spec_hash(changed(path, fixed))
+    def __init__(self, path: str, fixed: dict[str, Any], folder: Path, *, interval: int | None = None) -> None:
+        self._path, self._fixed, self._folder, self._interval = path, fixed, folder, interval
+        spec = changed(path, fixed)
+        self.hash = spec_hash(spec)
+        uri = spec.storage.uri if "://" in spec.storage.uri else str(folder)
+        self._uri = f"{uri.rstrip('/')}/trials"
+        self.checkpoints = Checkpoints(self._uri)
         self._standing: Standing | None = None  # made in the trial's process
+        self._kept = -1  # the step of this trial's newest checkpoint
 
     def __call__(self, params: Mapping[str, Any], report: Report) -> None:
-        run = _opened(self._spec(report.name, params, report.seed))
+        run = self._opened(self._spec(report.name, params, report.seed))
         try:
             if not run.done:
                 self._train(run, report)
@@ -59,10 +68,23 @@ class HeavyTarget:
 
     def _spec(self, name: str, params: Mapping[str, Any], seed: int) -> TrainSpec:
         spec = seeded(changed(self._path, {**self._fixed, **params}), seed)
-        uri = spec.storage.uri if "://" in spec.storage.uri else str(self._folder)
-        storage = spec.storage.model_copy(update={"uri": f"{uri.rstrip('/')}/trials"})
+        storage = spec.storage.model_copy(update={"uri": self._uri})
         about = {"name": name, "storage": storage, "scale": trial_scale(spec), "register_as": None}
+        if self._interval is not None:
+            every = {"checkpoint_every_steps": self._interval}
+            about["fault_tolerance"] = spec.fault_tolerance.model_copy(update=every)
         return spec.model_copy(update=about)
+
+    def _opened(self, spec: TrainSpec) -> Run:
+        """The trial's run: to begin, to resume, or to go on as another from a state that it took over or had itself."""
+        if (run := self.checkpoints.opened(spec, keep=False)) is not None:
+            return run
+        try:
+            return open_run(spec)
+        except IdentityError as error:
+            if "another spec" not in error.what:
+                raise
+            return self.checkpoints.opened(spec, keep=True) or open_run(spec, replace=True)
 
     def _train(self, run: Run, report: Report) -> None:
         """Rows come from the hub's thread; the trial's own reports them, and may have to wait for an answer."""
@@ -70,12 +92,11 @@ class HeavyTarget:
         from tigerbot_jobs.train.metrics import append_row, read_rows
 
         log = run.folder / "metrics.jsonl"
-        told = -1
-        for row in read_rows(log) if log.exists() else []:
-            report(row)  # what an earlier attempt logged, and a driver that died may not have heard
-            told = int(row["step"])
-        standing = self._workers()
+        told, self._kept, standing = taken_step(run), -1, self._workers()
         rows: queue.Queue[Any] = queue.Queue()
+        for row in read_rows(log) if log.exists() else []:
+            rows.put(row)  # what an earlier attempt logged, and a driver that died may not have heard
+            told = int(row["step"])
         stop, failed = threading.Event(), list[BaseException]()
 
         def on_row(row: Any) -> None:
@@ -96,9 +117,11 @@ class HeavyTarget:
         try:
             while trainer.is_alive() or not rows.empty():
                 try:
-                    report(rows.get(timeout=_LOOK_S))
+                    row = rows.get(timeout=_LOOK_S)
                 except queue.Empty:
                     continue
+                self._await_checkpoint(run, row, trainer)
+                report(row)
         except Stopped:
             stop.set()
             trainer.join()
@@ -106,6 +129,13 @@ class HeavyTarget:
         if failed:
             standing.close()  # whatever has gone wrong in them, the next trial has others
             raise failed[0]
+
+    def _await_checkpoint(self, run: Run, row: Row, trainer: threading.Thread) -> None:
+        """A population hears of no step before there is a state of it: what it heard of can be taken over."""
+        step = int(row["step"])
+        while self._interval is not None and self._kept < step and trainer.is_alive():
+            self._kept = self.checkpoints.kept_step(run.spec.name)
+            time.sleep(0 if self._kept >= step else _LOOK_S)
 
     def _workers(self) -> Standing:
         if self._standing is None:
@@ -127,13 +157,3 @@ def trial_size(spec: TrainSpec) -> tuple[float, float]:
     scale = trial_scale(spec)
     workers = scale.bounds[1] + (scale.standbys if isinstance(scale.standbys, int) else 0)
     return workers * scale.cpus_per_worker, workers * scale.gpus_per_worker
-
-
-def _opened(spec: TrainSpec) -> Run:
-    """The trial's run: to begin, to resume, or anew where it is tried again with less memory."""
-    try:
-        return open_run(spec)
-    except IdentityError as error:
-        if "another spec" not in error.what:
-            raise
-        return open_run(spec, replace=True)

@@ -30,6 +30,7 @@ from tigerbot_jobs.sweep.priors import prior_lines
 from tigerbot_jobs.sweep.ranking import confirmed, front, mean, ranked
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
+from tigerbot_jobs.sweep.states import States
 from tigerbot_jobs.sweep.target import Target, changed, load_target
 from tigerbot_jobs.sweep.trials import Trial
 from tigerbot_jobs.sweep.warm import earlier_trials
@@ -92,6 +93,7 @@ def _drive(
             journal=journal,
             follow=follow,
             crew=crew,
+            states=target.checkpoints if isinstance(target, HeavyTarget) else States(run.folder.absolute() / "states"),
             shrink=target.shrunk,
             listen=tally.take,
             on_end=show,

@@ -190,6 +190,7 @@ class Hub:
             task.cancel()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         await asyncio.wait(others, timeout=1) if others else None
+        await self._loop.shutdown_default_executor()  # a commit under way ends before anybody goes on with the run
 
     # What the lines say.
 
