@@ -201,8 +201,12 @@ def stand(place: Place) -> None:
         line.sendall(encode(hello))
         for text in line.makefile("rb"):
             if isinstance(message := decode(text), Take):
-                _take_up(_JOB.validate_python(message.job), get_device())
+                _take_up(job_of(message), get_device())
                 line.sendall(encode(Back()))
+
+
+def job_of(message: Take) -> WorkerJob:
+    return _JOB.validate_python(message.job)
 
 
 def _take_up(job: WorkerJob, device: Any) -> None:
