@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_corpus import Corpus, as_file
@@ -62,27 +66,102 @@ def test_a_light_trial_goes_on_from_its_checkpoint(corpus: Corpus, tmp_path: Pat
     assert rows == 6  # steps 1 to 6 were read from the checkpoint, not trained again
 
 
-@pytest.mark.soak
-def test_heavy_trials_are_training_runs_that_a_scheduler_stops(corpus: Corpus, tmp_path: Path) -> None:
-    path = as_file(corpus.spec("t", tmp_path), tmp_path)
+def heavy(corpus: Corpus, folder: Path, **fields: Any) -> Path:
+    """A sweep of heavy trials; its spec."""
     raw = {
         "kind": "sweep",
         "name": "heavy",
-        "target": str(path),
+        "target": str(as_file(corpus.spec("t", folder), folder)),
         "trial": "heavy",
-        "space": {"train.lr": {"choice": [3e-3, 1e-8, 1e-9]}},
         "searcher": "grid",
-        "scheduling": {"grace": 3, "reduction": 3},
-        "trials": 3,
         "max_concurrent": 1,
-        "storage": {"uri": str(tmp_path)},
-        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        "storage": {"uri": str(folder)},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }
-    spec = as_file(raw, tmp_path / "specs")
+    return as_file(raw | fields, folder / "specs")
 
-    subprocess.run([sys.executable, "-m", "tigerbot.cli", "run", str(spec)], check=True, timeout=280)
+
+def started(spec: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "tigerbot.cli", "run", str(spec)], stdout=subprocess.DEVNULL)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def workers_of(trial: Path) -> list[int]:
+    return [event["pid"] for event in lines(trial / "ledger.jsonl") if event["kind"] == "worker_ready"]
+
+
+def in_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("tiger-*")}
+
+
+@pytest.mark.soak
+def test_heavy_trials_are_training_runs_that_a_scheduler_stops(corpus: Corpus, tmp_path: Path) -> None:
+    before = in_memory()
+    spec = heavy(
+        corpus,
+        tmp_path,
+        space={"train.lr": {"choice": [3e-3, 1e-8, 1e-9]}},
+        scheduling={"grace": 3, "reduction": 3},
+        trials=3,
+    )
+
+    assert started(spec).wait(timeout=280) == 0
 
     result = json.loads((tmp_path / "heavy/state.json").read_text())["result"]
     assert [trial["status"] for trial in result["trials"]] == ["done", "stopped", "stopped"]
     assert result["params"] == {"train.lr": 3e-3}
-    assert (tmp_path / "heavy/trials/trial-0000/model").is_dir()
+    trials = tmp_path / "heavy/trials"
+    assert (trials / "trial-0000/model").is_dir()
+    assert len({tuple(workers_of(trials / trial["name"])) for trial in result["trials"]}) == 1  # the same process
+    assert in_memory() <= before
+
+
+@pytest.mark.soak
+def test_a_worker_that_dies_in_a_later_trial_is_replaced_and_nothing_of_the_first_trial_shows(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    space = {"train.validate_every": {"choice": [4, 6, 12]}}  # of which the losses know nothing
+    process = started(heavy(corpus, tmp_path, space=space, scheduler="none", trials=3))
+    second = tmp_path / "heavy/trials/trial-0001"
+    until = time.monotonic() + 200
+    while not any(event["kind"] == "persisted" for event in lines(second / "ledger.jsonl")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+
+    os.kill(workers_of(second)[0], signal.SIGKILL)
+
+    assert process.wait(timeout=200) == 0
+    points = [record for record in lines(tmp_path / "heavy/trials.jsonl") if record["event"] == "point"]
+    losses = [{p["step"]: p["value"] for p in points if p["name"] == f"trial-000{n}"} for n in range(3)]
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 12
+    first, after = workers_of(second)
+    assert first != after and workers_of(tmp_path / "heavy/trials/trial-0002") == [after]
+
+
+@pytest.mark.soak
+def test_a_heavy_member_of_a_population_goes_on_from_the_checkpoint_of_a_better_one(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    spec = heavy(
+        corpus,
+        tmp_path,
+        space={"train.lr": {"choice": [3e-3, 1e-8]}},
+        scheduler="pbt",
+        scheduling={"interval": 4, "quantile": 0.5},
+        trials=2,
+        max_concurrent=2,
+    )
+
+    assert started(spec).wait(timeout=280) == 0
+
+    records = lines(tmp_path / "heavy/trials.jsonl")
+    taken = next(record for record in records if record["event"] == "exploit")
+    assert (taken["name"], taken["from"], taken["before"]) == ("trial-0001", "trial-0000", {"train.lr": 1e-8})
+    run = tmp_path / "heavy/trials/trial-0001"
+    assert json.loads((run / "spec.json").read_text())["spec"]["train"]["lr"] == taken["after"]["train.lr"]
+    at = json.loads((run / "taken.json").read_text())["step"]
+    restored = [(e["tier"], e["step"]) for e in lines(run / "ledger.jsonl") if e["kind"] == "restored"]
+    assert restored[0] == ("storage", at) and at % 4 == 0

@@ -99,6 +99,8 @@ class Worker:
         self._stacks.close()
         gc.unfreeze()
         gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _next(self) -> Form | Stop:
         """What to do next. A hub that is only out of reach is sought again, and this process is then a spare.
