@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tigerbot_jobs.train.metrics import Row
     from tigerbot_jobs.train.recovery.standing import Standing
 
+METRICS = "metrics.jsonl"
 WORKERS = "ray"  # below the sweep's folder: what Ray Train writes of the workers that go from trial to trial
 _LOOK_S = 0.2
 
@@ -49,7 +50,10 @@ class HeavyTarget:
     def __call__(self, params: Mapping[str, Any], report: Report) -> None:
         run = self._opened(self._spec(report.name, params, report.seed))
         try:
-            if not run.done:
+            if run.done:
+                for row in _logged(run):  # a driver that died may not have heard the last ones
+                    report(row)
+            else:
                 self._train(run, report)
                 run.finish({})
         finally:
@@ -89,13 +93,12 @@ class HeavyTarget:
     def _train(self, run: Run, report: Report) -> None:
         """Rows come from the hub's thread; the trial's own reports them, and may have to wait for an answer."""
         from tigerbot_jobs.train.job import train_until
-        from tigerbot_jobs.train.metrics import append_row, read_rows
+        from tigerbot_jobs.train.metrics import append_row
 
-        log = run.folder / "metrics.jsonl"
         told, self._kept, standing = taken_step(run), -1, self._workers()
         rows: queue.Queue[Any] = queue.Queue()
-        for row in read_rows(log) if log.exists() else []:
-            rows.put(row)  # what an earlier attempt logged, and a driver that died may not have heard
+        for row in _logged(run):  # by an earlier attempt, and a driver that died may not have heard
+            rows.put(row)
             told = int(row["step"])
         stop, failed = threading.Event(), list[BaseException]()
 
@@ -103,7 +106,7 @@ class HeavyTarget:
             nonlocal told
             if row["step"] > told:  # after a restore the run says its last rows again
                 told = int(row["step"])
-                append_row(log, row)
+                append_row(run.folder / METRICS, row)
                 rows.put(row)
 
         def train() -> None:
@@ -120,7 +123,8 @@ class HeavyTarget:
                     row = rows.get(timeout=_LOOK_S)
                 except queue.Empty:
                     continue
-                self._await_checkpoint(run, row, trainer)
+                if not self._has_state(run, int(row["step"]), trainer):
+                    break
                 report(row)
         except Stopped:
             stop.set()
@@ -130,12 +134,15 @@ class HeavyTarget:
             standing.close()  # whatever has gone wrong in them, the next trial has others
             raise failed[0]
 
-    def _await_checkpoint(self, run: Run, row: Row, trainer: threading.Thread) -> None:
-        """A population hears of no step before there is a state of it: what it heard of can be taken over."""
-        step = int(row["step"])
-        while self._interval is not None and self._kept < step and trainer.is_alive():
+    def _has_state(self, run: Run, step: int, trainer: threading.Thread) -> bool:
+        """Wait for a checkpoint of this step: a population hears of nothing that could not be taken over."""
+        while self._interval is not None and self._kept < step:
+            over = not trainer.is_alive()
             self._kept = self.checkpoints.kept_step(run.spec.name)
+            if over and self._kept < step:
+                return False
             time.sleep(0 if self._kept >= step else _LOOK_S)
+        return True
 
     def _workers(self) -> Standing:
         if self._standing is None:
@@ -144,6 +151,13 @@ class HeavyTarget:
 
             self._standing = Standing(self._folder / WORKERS, own_node_address())
         return self._standing
+
+
+def _logged(run: Run) -> list[Row]:
+    from tigerbot_jobs.train.metrics import read_rows
+
+    log = run.folder / METRICS
+    return read_rows(log) if log.exists() else []
 
 
 def trial_scale(spec: TrainSpec) -> Scale:
