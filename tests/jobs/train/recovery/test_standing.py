@@ -67,7 +67,8 @@ def test_a_job_goes_to_those_who_wait_and_to_those_who_come_while_it_lasts(desk:
 def test_who_has_the_job_is_waited_for_unless_it_has_died(desk: Desk) -> None:
     desk.give(job())
     with closing(Line(desk)) as living, closing(Line(desk)) as dead:
-        living.next_job(), dead.next_job()
+        living.next_job()
+        dead.next_job()
 
         early = desk.take_back(0.05)
         dead.close()
