@@ -7,6 +7,7 @@ key at a time; any number read. This module knows nothing about what the files h
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -98,6 +99,12 @@ class Store(ABC):
     def local(self, key: str) -> Path | None:
         """Where a file lies on this machine's own disk, to be read in place; None where it has to be fetched."""
         return None
+
+    def copy(self, key: str, target: str) -> None:
+        """Give a file a second key. Raises: MissingError."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.get_file(key, Path(folder) / "copied")
+            self.put_file(Path(folder) / "copied", target)
 
     @abstractmethod
     def put_bytes(self, key: str, data: bytes) -> None: ...

@@ -16,6 +16,7 @@ from typing import Any
 from tigerbot.errors import ClusterError, SpecError, TigerError
 from tigerbot.spec import SweepSpec
 from tigerbot_jobs.sweep.budget import Purse
+from tigerbot_jobs.sweep.checkpoints import Checkpoints
 from tigerbot_jobs.sweep.course import Course, Record, begin_record
 from tigerbot_jobs.sweep.crew import Crew, Lost
 from tigerbot_jobs.sweep.failures import Cause, SameFailure, is_retried
@@ -36,6 +37,7 @@ class Driver:
 
     Args:
         course: told everything the journal holds by `restore`.
+        states: what trials kept.
         shrink: the changes that make a trial's memory smaller; nothing where there are none.
         listen: told every record of the journal, the old ones too.
         on_end: told after every end, for the terminal.
@@ -50,6 +52,7 @@ class Driver:
         journal: Journal,
         follow: Follow,
         crew: Crew,
+        states: States | Checkpoints,
         shrink: Callable[[dict[str, Any]], dict[str, Any]],
         listen: Callable[[Record], None],
         on_end: Callable[[], None],
@@ -57,7 +60,7 @@ class Driver:
         self._spec, self._folder, self._course, self._journal = spec, folder, course, journal
         self._follow, self._crew, self._shrink = follow, crew, shrink
         self._listen, self._on_end = listen, on_end
-        self._states = States(folder / "states")
+        self._states = states
         self._purse = Purse(spec, course)
         self._alike = SameFailure(spec.same_failures)
         self._runs: dict[int, Trial] = {}  # of every worker that runs one

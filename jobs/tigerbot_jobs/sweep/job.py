@@ -22,6 +22,7 @@ from tigerbot_jobs.sweep.course import Course, scheduler_of
 from tigerbot_jobs.sweep.crew import Crew
 from tigerbot_jobs.sweep.driver import Driver
 from tigerbot_jobs.sweep.follow import Follow
+from tigerbot_jobs.sweep.heavy import WORKERS, HeavyTarget, trial_size
 from tigerbot_jobs.sweep.journal import JOURNAL, Journal
 from tigerbot_jobs.sweep.page_line import Limits, Tally, note
 from tigerbot_jobs.sweep.page_report import write_report
@@ -29,6 +30,7 @@ from tigerbot_jobs.sweep.priors import prior_lines
 from tigerbot_jobs.sweep.ranking import confirmed, front, mean, ranked
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
+from tigerbot_jobs.sweep.states import States
 from tigerbot_jobs.sweep.target import Target, changed, load_target
 from tigerbot_jobs.sweep.trials import Trial
 from tigerbot_jobs.sweep.warm import earlier_trials
@@ -65,6 +67,9 @@ def run(run: Run) -> dict[str, Any]:
         tracker.flush(_DELIVERY_S * course.ended)  # light trials are quicker than MLflow takes them
     print(f"  best {spec.metric} {result['metric']:.4f} with {result['params']}\n  {page}")
     shutil.rmtree(run.folder / "states", ignore_errors=True)
+    if isinstance(target, HeavyTarget):
+        target.forget_memory(course.trials.values())
+        shutil.rmtree(run.folder / WORKERS, ignore_errors=True)
     return run.finish(result)
 
 
@@ -88,6 +93,7 @@ def _drive(
             journal=journal,
             follow=follow,
             crew=crew,
+            states=target.checkpoints if isinstance(target, HeavyTarget) else States(run.folder.absolute() / "states"),
             shrink=target.shrunk,
             listen=tally.take,
             on_end=show,
@@ -134,8 +140,6 @@ def _sized(spec: SweepSpec) -> SweepSpec:
         spec = spec.model_copy(update={"trials": min(spec.trials, points * spec.seeds)})
     if spec.trial == "light":
         return spec
-    from tigerbot_jobs.sweep.heavy import trial_size
-
     cpus, gpus = trial_size(changed(spec.target, spec.params))
     return spec.model_copy(update={"cpus_per_trial": cpus, "gpus_per_trial": gpus})
 

@@ -23,6 +23,15 @@ from tigerbot_jobs.sweep.space import Space, near
 from tigerbot_jobs.sweep.worker import Report
 
 Params = Mapping[str, Any]
+_ALONG_THE_WAY = (  # what a checkpoint's shapes, data and number of steps do not depend on
+    "train.lr",
+    "train.schedule",
+    "train.warmup_fraction",
+    "train.decay_fraction",
+    "train.weight_decay",
+    "train.betas",
+    "train.gradient_clipping",
+)
 TRAIN_METRICS = ("loss", "validation_loss", "grad_norm", "tokens_per_second", "mfu")
 
 
@@ -43,17 +52,15 @@ def load_target(spec: SweepSpec, space: Space, *, threads: int, folder: Path) ->
         SpecError: there is no such file, function, field or metric.
     """
     space.check_names(spec.params | train_fields(spec))
-    if spec.trial == "heavy" and spec.scheduler == "pbt":
-        raise SpecError(
-            "a population wants light trials", where="scheduler pbt", fix="trial: light, or another scheduler"
-        )
     if spec.target.endswith((".yaml", ".yml")):
         _check_train_target(spec, space)
+        _check_population(spec)
         fixed = dict(spec.params)
         if spec.trial == "heavy":
             from tigerbot_jobs.sweep.heavy import HeavyTarget
 
-            return HeavyTarget(str(Path(spec.target).absolute()), fixed, folder)
+            interval = spec.scheduling.interval if spec.scheduler == "pbt" else None
+            return HeavyTarget(str(Path(spec.target).absolute()), fixed, folder, interval=interval)
         return _TrainTarget(str(Path(spec.target).absolute()), fixed, threads)
     if spec.trial == "heavy":
         raise SpecError("a heavy trial is a train spec", where=f"target {spec.target}", fix="name a YAML file")
@@ -188,3 +195,11 @@ def _check_train_target(spec: SweepSpec, space: Space) -> None:
             raise SpecError(f"training reports no {metric}", where="metric", fix=near(metric, TRAIN_METRICS))
         if metric == "validation_loss" and not tried.data.validation:
             raise SpecError("the target has no validation data", where=f"metric {metric}", fix="name data.validation")
+
+
+def _check_population(spec: SweepSpec) -> None:
+    """A member goes on from another's checkpoint with fields changed: with those that may change in a run."""
+    odd = [name for name in spec.space if name not in _ALONG_THE_WAY]
+    if spec.trial == "heavy" and spec.scheduler == "pbt" and odd:
+        known = ", ".join(_ALONG_THE_WAY)
+        raise SpecError("cannot change on the way of a population", where=f"space {odd[0]}", fix=f"use {known}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from tigerbot.spec import TrainSpec
 from tigerbot.tokens import manifests_hash
@@ -33,3 +36,16 @@ class WorkerJob:
 def threads_of(spec: TrainSpec, workers: int) -> int:
     """Threads of a worker: as the spec says, else an equal part of this machine's cores."""
     return spec.scale.threads_per_worker or max(1, (os.cpu_count() or 1) // workers)
+
+
+def job_to(job: WorkerJob) -> dict[str, Any]:
+    """As JSON says it."""
+    return _JOB.dump_python(job, mode="json")
+
+
+def job_from(said: dict[str, Any]) -> WorkerJob:
+    """Raises: ValidationError: it is none."""
+    return _JOB.validate_python(said)
+
+
+_JOB: TypeAdapter[WorkerJob] = TypeAdapter(WorkerJob)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tigerbot.cluster import connect
 from tigerbot.errors import ClusterError, DataError, InputError, ModelError
@@ -29,6 +29,10 @@ from tigerbot_jobs.train.islands.run import run_islands
 from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.metrics import Row, append_row, read_rows
 from tigerbot_jobs.train.model import tokenizer_folder
+
+if TYPE_CHECKING:
+    from tigerbot_jobs.train.recovery.run import Hire
+    from tigerbot_jobs.train.recovery.standing import Standing
 
 # A step frees the same large tensors that the next one wants. glibc would hand them back to the kernel and fault them
 # in again, page by page: 8% of a small model's step on a CPU.
@@ -59,14 +63,14 @@ def run(run: Run) -> dict[str, Any]:
     return run.finish(result)  # last: a run that is done is not opened again, and MLflow knows by now
 
 
-def train_until(run: Run, on_row: Callable[[Row], None], stop: threading.Event) -> None:
-    """The same training in the cluster this process is connected to, until it is done or `stop` is set.
+def train_until(run: Run, on_row: Callable[[Row], None], stop: threading.Event, standing: Standing) -> None:
+    """The same training by workers that stand, until it is done; once `stop` is set nobody wants it any more.
 
     A trial of a sweep: it has no MLflow run of its own.
     """
     spec = run.spec
     assert isinstance(spec, TrainSpec)
-    _supervise(_checked(run, spec), on_row, _slots(spec), own_node_address(), stop)
+    _supervise(_checked(run, spec), on_row, _slots(spec), own_node_address(), hire=standing.hire, stop=stop)
 
 
 def _trained(run: Run, job: WorkerJob, its_run: TrackedRun, *, alone: bool) -> dict[str, Any]:
@@ -162,23 +166,29 @@ def _absolute_storage(spec: TrainSpec) -> Any:
 
 
 def _supervise(
-    job: WorkerJob, on_row: Callable[[Row], None], slots: int, host: str, stop: threading.Event | None = None
+    job: WorkerJob,
+    on_row: Callable[[Row], None],
+    slots: int,
+    host: str,
+    *,
+    hire: Hire | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Train under the hub, until it is done or told to stop.
 
     Raises:
         TigerError: the run failed, for a reason that no recovery mends.
     """
-    from tigerbot_jobs.train.recovery.run import Supervised, forget_memory
+    from tigerbot_jobs.train.recovery.run import Supervised, forget_memory, workers_of
 
     environment = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
     environment |= _KEEP_MEMORY
     if not job.spec.scale.gpus_per_worker:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    supervised = Supervised(job, on_row, host=host, slots=slots, environment=environment)
+    supervised = Supervised(job, on_row, host=host, slots=slots, environment=environment, hire=hire or workers_of)
     ended = threading.Event()
     if stop is not None:
-        threading.Thread(target=_leave_when, args=(stop, ended, supervised), daemon=True, name="stop").start()
+        threading.Thread(target=_drop_when, args=(stop, ended, supervised), daemon=True, name="stop").start()
     try:
         supervised.wait()
         forget_memory(job.spec, job.hash)
@@ -190,10 +200,10 @@ def _supervise(
         supervised.close()
 
 
-def _leave_when(stop: threading.Event, ended: threading.Event, supervised: Any) -> None:
+def _drop_when(stop: threading.Event, ended: threading.Event, supervised: Any) -> None:
     while not ended.wait(0.1):
         if stop.is_set():
-            supervised.leave()
+            supervised.drop()
             return
 
 

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,8 @@ class CudaCopy:
         if int(code):
             raise StorageError(f"cannot be pinned (CUDA error {int(code)})", where="/dev/shm", fix="raise ulimit -l")
         self._stream = torch.cuda.Stream(device)
+        self._memory = memory  # it stays mapped for as long as it is pinned
+        weakref.finalize(self, _unpin, memory.data_ptr()).atexit = False
 
     def begin(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         import torch
@@ -107,6 +110,13 @@ class CudaCopy:
 
     def wait(self) -> None:
         self._stream.synchronize()
+
+
+def _unpin(address: int) -> None:
+    """A process has many of these one after another: the next may lie where this one was."""
+    import torch
+
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[union-attr]
 
 
 class SnapshotBuffer:

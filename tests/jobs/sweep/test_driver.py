@@ -19,6 +19,7 @@ from tigerbot_jobs.sweep.follow import Follow
 from tigerbot_jobs.sweep.journal import Journal
 from tigerbot_jobs.sweep.searchers import searcher_of
 from tigerbot_jobs.sweep.space import Space
+from tigerbot_jobs.sweep.states import States
 from tigerbot_jobs.sweep.target import load_target
 
 HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ class Sweep:
             journal=self.journal,
             follow=Follow(spec, self.told, self.told, {}),
             crew=self.crew,
+            states=States(folder / "states"),
             shrink=target.shrunk,
             listen=lambda record: None,
             on_end=lambda: None,

@@ -40,7 +40,10 @@ def loaded(folder: Path, train: dict[str, Any] | None = None, **fields: Any) -> 
         ({"space": {"train.lr": {"uniform": [1e-3, 99]}}}, "train.lr: got 9"),
         ({"params": {"train.batchtokens": 5}}, r"did you mean batch_tokens\?"),
         ({"metric": "validation_los"}, r"training reports no validation_los; did you mean validation_loss\?"),
-        ({"trial": "heavy", "scheduler": "pbt"}, "a population wants light trials"),
+        (
+            {"trial": "heavy", "scheduler": "pbt", "space": {"train.micro_batch": {"choice": [1, 2]}}},
+            "space train.micro_batch: cannot change on the way of a population",
+        ),
         ({"target": "no_such:thing"}, "cannot be imported"),
         ({"target": "json:no_such"}, "cannot be imported"),
         ({"target": "json:dumps", "trial": "heavy"}, "a heavy trial is a train spec"),

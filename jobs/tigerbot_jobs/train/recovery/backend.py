@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from tigerbot_jobs.train.given import WorkerJob
-from tigerbot_jobs.train.recovery.entry import heed_sigterm, train_worker
+from tigerbot.spec import Scale
+from tigerbot_jobs.train.recovery.entry import heed_sigterm
 
 HEALTH_CHECK_S = 0.2
 
@@ -43,21 +45,32 @@ class OwnGroups(BackendConfig):
 
 
 class Workers:
-    """The workers of a run, kept by Ray Train from a thread of its own.
+    """A group of workers, kept by Ray Train from a thread of its own.
 
     Args:
-        job: for every worker.
+        live: what every worker runs, given `about`.
+        scale: what each takes.
+        folder, name: `<folder>/<name>` is Ray Train's.
         count: ranks and standbys.
         environment: of every worker.
     """
 
-    def __init__(self, job: WorkerJob, count: int, environment: dict[str, str]) -> None:
-        scale = job.spec.scale
+    def __init__(
+        self,
+        live: Callable[[Any], None],
+        about: Any,
+        scale: Scale,
+        folder: Path,
+        count: int,
+        environment: dict[str, str],
+        *,
+        name: str = "ray",
+    ) -> None:
         gpus = scale.gpus_per_worker
         self.error: Exception | None = None
         self._trainer = DataParallelTrainer(
-            train_worker,  # type: ignore[arg-type]
-            train_loop_config=job,  # type: ignore[arg-type]
+            live,  # type: ignore[arg-type]
+            train_loop_config=about,
             backend_config=OwnGroups(),
             scaling_config=ScalingConfig(
                 num_workers=count,
@@ -66,8 +79,8 @@ class Workers:
                 placement_strategy="SPREAD",
             ),
             run_config=RunConfig(
-                name="ray",
-                storage_path=job.folder,
+                name=name,
+                storage_path=str(folder),
                 # The hub counts; a worker that Ray sees die is one to replace, as often as it takes.
                 failure_config=FailureConfig(max_failures=-1),
                 worker_runtime_env={"env_vars": environment},

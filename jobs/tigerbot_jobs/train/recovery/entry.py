@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-from tigerbot_jobs.train.given import WorkerJob
+from tigerbot_jobs.train.given import WorkerJob, job_from
+from tigerbot_jobs.train.recovery.link import own_address
+from tigerbot_jobs.train.recovery.messages import Back, Hello, Take, decode, encode
 from tigerbot_jobs.train.watch.notices import SigtermNotice
 
 Answer = TypeVar("Answer")
+_HELLO_S = 10.0
 GRACE_S = 30.0  # between SIGTERM and SIGKILL, as Kubernetes has it
 sigterm = SigtermNotice("", grace_s=GRACE_S, replace=True)  # Ray's own handler leaves at once
 
@@ -29,19 +34,61 @@ def heed_sigterm() -> None:
     sigterm.install()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker of a standing group asks for jobs."""
+
+    address: str
+    token: str
+
+
 def train_worker(job: WorkerJob) -> None:
-    """What Ray Train runs on every worker."""
+    """What Ray Train runs on every worker of a run."""
+    device = _made_ready()
+    from tigerbot_jobs.train.recovery.worker import Worker
+
+    Worker(job, device).live()
+
+
+def stand(place: Place) -> None:
+    """What Ray Train runs on every worker of a standing group: one job after another, until nobody has any more."""
+    device = _made_ready()
+    host, _, port = place.address.rpartition(":")
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    hello = Hello(place.token, "standing", name, "", socket.gethostname(), own_address(place.address), os.getpid())
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=_HELLO_S) as line:
+        line.settimeout(None)
+        line.sendall(encode(hello))
+        for text in line.makefile("rb"):
+            if isinstance(message := decode(text), Take):
+                _take_up(job_from(message.job), device)
+                line.sendall(encode(Back()))
+
+
+def _take_up(job: WorkerJob, device: Any) -> None:
+    from tigerbot_jobs.train.recovery.worker import Worker
+
+    try:
+        worker = Worker(job, device)
+    except OSError:
+        return  # its hub is gone already: the run was over before this process had come
+    try:
+        worker.live()
+    finally:
+        worker.close()
+
+
+def _made_ready() -> Any:
+    """This process's device, once everything is imported."""
     in_background(_imports)
     import torch
     from ray.train.torch import get_device
-
-    from tigerbot_jobs.train.recovery.worker import Worker
 
     _step_forward()
     device: Any = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    Worker(job, device).live()
+    return device
 
 
 def in_background(work: Callable[[], Answer]) -> Answer:

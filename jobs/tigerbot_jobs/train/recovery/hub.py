@@ -118,7 +118,7 @@ class Hub:
         # The end.
         self._leaving = False  # persist, then stop: Ctrl-C, or a failure
         self._verdict: Verdict | None = None
-        self._kept = False  # the newest state is in storage: shared memory may be cleared
+        self._kept = False  # the newest state is in storage, or nobody wants it: shared memory may be cleared
         self._finished, self._started = threading.Event(), threading.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -150,6 +150,10 @@ class Hub:
     def leave(self) -> None:
         """Snapshot, persist, then stop: the run is to go on another time."""
         self._loop.call_soon_threadsafe(self._leave)
+
+    def drop(self) -> None:
+        """Stop, and keep nothing: the run will not go on."""
+        self._loop.call_soon_threadsafe(self._drop)
 
     def close(self) -> None:
         """Stop everybody, and the hub."""
@@ -186,6 +190,7 @@ class Hub:
             task.cancel()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         await asyncio.wait(others, timeout=1) if others else None
+        await self._loop.shutdown_default_executor()  # a commit under way ends before anybody goes on with the run
 
     # What the lines say.
 
@@ -581,6 +586,10 @@ class Hub:
         self._leaving = True
         self._persister.request()
         self._spawn(self._leave_when_kept())
+
+    def _drop(self) -> None:
+        self._kept = self._kept or self._verdict is None
+        self._conclude(Verdict("killed"))
 
     async def _leave_when_kept(self) -> None:
         self._kept = not await self._persister.settled(timeout_s=15)

@@ -189,6 +189,8 @@ class Link:
     def _take(self, message: Message) -> None:
         if isinstance(message, Form | Stop):
             self._orders.put(message)
+            if isinstance(message, Stop):
+                self._end_generations(2**62)
         elif isinstance(message, Meet):
             self._meeting.put(message)
         elif isinstance(message, Abort):
@@ -254,3 +256,10 @@ def _connected(host: str, port: int, patience_s: float) -> socket.socket:
                 ) from None
             time.sleep(wait_s)
             wait_s = min(1.0, wait_s * 2)
+
+
+def own_address(hub: str) -> str:
+    """This machine's address on the side of the hub."""
+    host, _, port = hub.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as probe:
+        return probe.getsockname()[0]

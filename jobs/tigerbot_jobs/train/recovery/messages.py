@@ -15,7 +15,7 @@ LINE_LIMIT = 16 * 2**20  # an inventory of a thousand shards with their slices s
 
 @dataclass(frozen=True)
 class Hello:
-    """First line of every connection. `role` is `worker` or `keeper`; a keeper serves shards at `address`.
+    """First line of every connection. `role` is `worker`, `keeper` (it serves shards at `address`) or `standing`.
 
     `node` is what the machine is called, `ray_node` Ray's id of it, which changes when Ray starts anew.
     """
@@ -253,9 +253,21 @@ class Killed:
     stacks: str
 
 
+@dataclass(frozen=True)
+class Take:
+    """To a standing worker: take up this job (a `WorkerJob`, as JSON has it)."""
+
+    job: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Back:
+    """A standing worker has left the job it had, and waits for another."""
+
+
 Message = (
     Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Probe | Probed | Stop
-    | Look | Held | Persist | Put | Mirror | Kill | Killed
+    | Look | Held | Persist | Put | Mirror | Kill | Killed | Take | Back
 )  # fmt: skip
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 _NESTED = {("Form", "shards"): ShardAt, ("Held", "shards"): ShardAt}

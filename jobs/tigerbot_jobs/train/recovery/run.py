@@ -21,16 +21,25 @@ from tigerbot.storage import open_store
 from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.ledger import Ledger, read_events
 from tigerbot_jobs.train.recovery.backend import HEALTH_CHECK_S, Workers
+from tigerbot_jobs.train.recovery.entry import train_worker
 from tigerbot_jobs.train.recovery.hub import Hub, HubSettings, Verdict
 from tigerbot_jobs.train.recovery.inventory import Restored
 from tigerbot_jobs.train.recovery.keeper import SHM, Keeper
 from tigerbot_jobs.train.recovery.messages import Hello
 from tigerbot_jobs.train.recovery.persist import Persister
+from tigerbot_jobs.train.recovery.standing import Staff
 from tigerbot_jobs.train.watch.notices import draining_nodes
 from tigerbot_jobs.train.watch.quarantine import quarantine_of
 
 LEDGER = "ledger.jsonl"
 _DRAINS_S = 2.0
+
+Hire = Callable[[WorkerJob, int, dict[str, str]], Staff]
+
+
+def workers_of(job: WorkerJob, count: int, environment: dict[str, str]) -> Staff:
+    """Workers of this run alone."""
+    return Workers(train_worker, job, job.spec.scale, Path(job.folder), count, environment)
 
 
 class Supervised:
@@ -42,6 +51,7 @@ class Supervised:
         host: that hub and keepers listen on.
         slots: workers the cluster can hold.
         environment: of the workers.
+        hire: gives the workers for a job, so many, with this environment.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class Supervised:
         host: str,
         slots: int,
         environment: dict[str, str],
+        hire: Hire = workers_of,
     ) -> None:
         spec = job.spec
         self._folder = Path(job.folder)
@@ -98,7 +109,7 @@ class Supervised:
         self._job = replace(job, hub=self.hub.start(host), token=token, run_id=run_id)
         self._ledger.write("scheduled")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(HEALTH_CHECK_S))
-        self._workers = Workers(self._job, count, environment)
+        self._workers = hire(self._job, count, environment)
         threading.Thread(target=self._watch_drains, daemon=True, name="drains").start()
 
     def wait(self) -> None:
@@ -119,6 +130,11 @@ class Supervised:
     def leave(self) -> None:
         """Somebody wants to stop: keep the state, then go."""
         self.hub.leave()
+        self.hub.wait(20)
+
+    def drop(self) -> None:
+        """Nobody will go on with this run: stop at once, and keep nothing."""
+        self.hub.drop()
         self.hub.wait(20)
 
     def close(self) -> None:

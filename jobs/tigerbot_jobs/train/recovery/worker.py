@@ -36,7 +36,7 @@ from tigerbot_jobs.train.prepared import Prepared, make_engine
 from tigerbot_jobs.train.recovery.entry import in_background, sigterm
 from tigerbot_jobs.train.recovery.group import Group, use_interface_of
 from tigerbot_jobs.train.recovery.keeper import node_name, shm_folder
-from tigerbot_jobs.train.recovery.link import HUB_GONE, Link
+from tigerbot_jobs.train.recovery.link import HUB_GONE, Link, own_address
 from tigerbot_jobs.train.recovery.messages import Form, Formed, Hello, Noticed, Out, Probed, Ready, Restored, Stop
 from tigerbot_jobs.train.recovery.tier import Tier
 from tigerbot_jobs.train.watch.bugs import describe, is_communication_error
@@ -98,6 +98,17 @@ class Worker:
             if notice := sigterm.read():
                 self._link.send(Noticed(notice.source, notice.deadline_s))
                 return
+
+    def close(self) -> None:
+        """Nothing of this job stays in the process, for which there may be another."""
+        self._closed.set()
+        self._link.close()
+        faulthandler.unregister(signal.SIGUSR1)
+        self._stacks.close()
+        gc.unfreeze()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _next(self) -> Form | Stop:
         """What to do next. A hub that is only out of reach is sought again, and this process is then a spare.
@@ -172,6 +183,8 @@ class _Told:
         self._link, self._generation, self._tier, self._device = link, generation, tier, device
 
     def phase(self, phase: str, step: int) -> None:
+        if self._link.over(self._generation):  # a rank alone waits in no collective that could be broken
+            raise RuntimeError("Connection closed by peer: the generation is over")
         self._link.phase(phase, step)
 
     def step_done(self, row: list[float], own_s: float) -> None:
@@ -221,13 +234,6 @@ def rehearse(spec: TrainSpec, device: torch.device) -> None:
             engine.close()
         finally:
             group.leave()
-
-
-def own_address(hub: str) -> str:
-    """This machine's address on the side of the hub."""
-    host, _, port = hub.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as probe:
-        return probe.getsockname()[0]
 
 
 def stage_of(deepspeed: dict[str, Any]) -> int:
