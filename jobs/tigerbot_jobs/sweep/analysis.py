@@ -16,6 +16,7 @@ import numpy as np
 from pydantic_core import from_json
 
 Mode = Literal["min", "max"]
+POINT = b'{"event":"point"'  # how the line of a point begins
 MISSHAPEN = (AttributeError, KeyError, TypeError, ValueError)  # what reading an event of another shape raises
 
 
@@ -137,14 +138,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class History:
-    """A sweep up to now. Trials stand in the order in which they first began."""
+    """A sweep up to now. Trials stand in the order in which they first began; `journal` is all they said."""
 
     lives: tuple[Life, ...]
     trials: Mapping[str, Trial]
     rungs: tuple[Rung, ...]
     exploits: tuple[Exploit, ...]
     unreadable: int
-    points: Sequence[bytes] = field(repr=False, default=())
+    journal: bytes = field(repr=False, default=b"")
 
     @property
     def metric(self) -> str:
@@ -185,7 +186,7 @@ class History:
     def curves(self) -> dict[str, Curve]:
         """Points of every trial. The first point of a step stands; one that is no number is left out."""
         rows: dict[str, dict[int, tuple[float, float, Mapping[str, float]]]] = {}
-        for event in parsed(self.points)[0]:
+        for event in parsed([line for line in self.journal.split(b"\n") if line.startswith(POINT)])[0]:
             try:
                 step, value, t = int(event["step"]), float(event["value"]), float(event["t"])
                 if math.isfinite(value):
