@@ -26,6 +26,7 @@ NAMES = (
     "ensemble_decode",
     "sweep_rate",
     "sweep_kills",
+    "sweep_quality",
     "lr_transfer",
     "tracking_rate",
 )
