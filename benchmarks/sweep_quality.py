@@ -6,8 +6,8 @@ epoch; Ray and MLflow, which would take longer than the training, are left out. 
 every trial trained to its end, and i-Epoch (arXiv 2404.04111): random trials of i epochs each, the best one finished.
 
 A seed is the split of the data, the networks' first weights and the search's chance; methods are compared seed by seed.
-Intervals are 95 % bootstrap intervals of the median difference, each row by itself. `SEEDS=10 python -m benchmarks
-sweep_quality` takes twice the default.
+Intervals are 95 % bootstrap intervals of the median difference, each row by itself; of 5 seeds that is all of them, of
+fewer nothing is claimed. `SEEDS=10 python -m benchmarks sweep_quality` takes twice the default.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ def _one_thread() -> None:
 def _row(mine: str, ours: list[Loss], theirs: str, stock: list[Loss]) -> Row:
     value, low, high = _difference(ours, stock, "validation")
     unseen = "{:.4f} [{:.4f}, {:.4f}]".format(*_difference(ours, stock, "unseen"))
-    claim = "interval includes 0" if low <= 0 <= high else "better" if high < 0 else "worse"
+    claim = "better" if high < 0 else "worse" if low > 0 else "interval includes 0"
+    if len(ours) < 5:
+        claim = "too few seeds"
     return Row(
         measure=f"validation loss at equal budget, {mine} less {theirs}, median over seeds",
         value=value,
