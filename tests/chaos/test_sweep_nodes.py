@@ -12,18 +12,26 @@ from typing import Any
 
 import pytest
 import yaml
-from nodes import RayCluster
+from nodes import HealthCheck, RayCluster
 from processes import Driver
 
 pytestmark = pytest.mark.soak
 TRIALS, STEPS = 14, 6
+LATE = HealthCheck(period_ms=3000, timeout_ms=3000, failures=4)  # long after the driver hears nothing from a worker
 OBJECTIVES = Path(__file__).parents[1] / "jobs/sweep"
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["all of it", "its raylet"])
-def test_trials_of_a_node_that_is_lost_run_again_and_no_other_does(tmp_path: Path, everything: bool) -> None:
+@pytest.mark.parametrize(
+    ("everything", "health_check"),
+    [(True, LATE), (False, HealthCheck())],
+    ids=["all of it, which Ray notices late", "its raylet, which Ray notices at once"],
+)
+def test_trials_of_a_node_that_is_lost_run_again_and_no_other_does(
+    tmp_path: Path, everything: bool, health_check: HealthCheck
+) -> None:
     environment = {"PYTHONPATH": str(OBJECTIVES)}
-    with RayCluster(workers=1, cpus=1, head_cpus=1, environment_of_nodes=environment) as cluster:
+    about = {"health_check": health_check, "environment_of_nodes": environment}
+    with RayCluster(workers=1, cpus=1, head_cpus=1, **about) as cluster:
         command = [sys.executable, "-m", "tigerbot.cli", "run", str(sweep(tmp_path))]
         driver = cluster.run_driver(command, environment=environment)
         wait_until_both_nodes_are_at_work(tmp_path, driver)
