@@ -27,6 +27,7 @@ NAMES = (
     "sweep_rate",
     "sweep_kills",
     "heavy_start",
+    "sweep_quality",
     "lr_transfer",
     "tracking_rate",
 )

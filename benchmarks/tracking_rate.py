@@ -58,7 +58,7 @@ def main() -> list[Row]:
 def _in_a_process(what: str, points: int, trials: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.tracking_rate", what, folder, str(points), str(trials)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     return float(said.split()[-1])
 
 

@@ -245,6 +245,20 @@ def scheduler_of(spec: SweepSpec) -> Scheduler:
     return NoScheduler()
 
 
+def open_record(spec: SweepSpec, driver: str) -> Record:
+    """The record of a driver that begins its life."""
+    return {
+        "event": "open",
+        "driver": driver,
+        "trials": spec.trials,
+        "metric": spec.metric,
+        "mode": spec.mode,
+        "searcher": spec.searcher,
+        "scheduler": spec.scheduler,
+        "price_per_card_hour": spec.budget.price_per_card_hour,
+    }
+
+
 def begin_record(trial: Trial, *, cards: float, node: str) -> Record:
     """The record of a trial that begins, or begins again."""
     return {

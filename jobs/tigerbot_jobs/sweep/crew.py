@@ -14,6 +14,7 @@ from tigerbot_jobs.sweep.failures import Cause
 from tigerbot_jobs.sweep.worker import Answer, Ended, Event, Task, Worker
 
 _EXCHANGE_S = 2.0
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Crew:
             try:
                 events = ray.get(call)
             except Exception as error:  # whatever Ray says of an actor that is gone
-                lost = _lost(error, self._members[number].node)
+                lost = _lost(error, self._members[number])
                 self.dismiss(number)
                 yield number, lost
                 continue
@@ -141,11 +142,13 @@ class Crew:
         member.call = member.actor.exchange.remote(message, _EXCHANGE_S)
 
 
-def _lost(error: Exception, node: str) -> Lost:
+def _lost(error: Exception, member: _Member) -> Lost:
     """Why a worker is gone: its node, its memory, its process alone, or it never began."""
     import ray
-    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 
+    if isinstance(error, ActorUnavailableError):
+        error = _second_answer(error, member)
     text = " ".join(str(error).split())
     shown = text if len(text) <= 300 else text[:297] + "..."
     if isinstance(error, OutOfMemoryError) or "memory pressure" in text:
@@ -153,5 +156,23 @@ def _lost(error: Exception, node: str) -> Lost:
     if not isinstance(error, RayActorError) or error.actor_init_failed:
         return Lost("bug", text[-300:])
     alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
-    gone = error.preempted or "node has died" in text or (node and node not in alive)
+    gone = error.preempted or "node has died" in text or (member.node and member.node not in alive)
+    gone = gone or isinstance(error, ActorUnavailableError)
     return Lost("node" if gone else "process", shown)
+
+
+def _second_answer(error: Exception, member: _Member) -> Exception:
+    """What Ray says when it has had time to look. Of a process that died it knows at once, of a node it takes a minute.
+
+    So who is still only unavailable is on a node that is lost or cannot be reached.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    try:
+        ray.get(member.actor.node.remote(), timeout=_LOOK_S)
+    except GetTimeoutError:
+        return error
+    except Exception as found:
+        return found
+    return error

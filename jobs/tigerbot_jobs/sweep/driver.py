@@ -17,7 +17,7 @@ from tigerbot.errors import ClusterError, SpecError, TigerError
 from tigerbot.spec import SweepSpec
 from tigerbot_jobs.sweep.budget import Purse
 from tigerbot_jobs.sweep.checkpoints import Checkpoints
-from tigerbot_jobs.sweep.course import Course, Record, begin_record
+from tigerbot_jobs.sweep.course import Course, Record, begin_record, open_record
 from tigerbot_jobs.sweep.crew import Crew, Lost
 from tigerbot_jobs.sweep.failures import Cause, SameFailure, is_retried
 from tigerbot_jobs.sweep.follow import SAID_AGAIN, Follow
@@ -64,7 +64,6 @@ class Driver:
         self._purse = Purse(spec, course)
         self._alike = SameFailure(spec.same_failures)
         self._runs: dict[int, Trial] = {}  # of every worker that runs one
-        self._began: dict[str, float] = {}  # by this process's clock
         self._idle: list[int] = []
         self._noticed = Noticed(spec.metric)
         self._wanted, self._looked, self._hired, self._early_deaths = 0, -math.inf, False, 0
@@ -77,10 +76,7 @@ class Driver:
             self._listen(record)
             last.append(record)
         self._follow.say_again(list(last), self._course.trials)
-        spec = self._spec
-        about = {"metric": spec.metric, "mode": spec.mode, "searcher": spec.searcher, "scheduler": spec.scheduler}
-        price = spec.budget.price_per_card_hour
-        self._say("open", driver=self._journal.driver, trials=spec.trials, **about, price_per_card_hour=price)
+        self._say(**open_record(self._spec, self._journal.driver))
         for trial in self._course.cut_short():
             if trial.stop or trial.name in self._course.due:
                 self._follow.begin(trial)
@@ -99,7 +95,7 @@ class Driver:
         """
         try:
             while self._runs or self._course.more:
-                if spent := self._purse.spent(self._running_cards()):
+                if spent := self._purse.spent():
                     self._stop_all(spent)
                     return spent
                 self._hire()
@@ -142,7 +138,7 @@ class Driver:
             self._begin(worker, trial)
 
     def _begin(self, worker: int, trial: Trial) -> None:
-        self._say(**begin_record(trial, cards=self._cards(), node=self._crew.node(worker)[:12]))
+        self._say(**begin_record(trial, cards=self._purse.cards, node=self._crew.node(worker)[:12]))
         trial = self._course.trials[trial.name]
         self._follow.begin(trial)
         task = Task(
@@ -154,7 +150,8 @@ class Driver:
             decide_at=self._course.next_decision(trial),
             output=self._folder / "output" / f"{trial.name}.txt",
         )
-        self._runs[worker], self._began[trial.name] = trial, time.monotonic()
+        self._runs[worker] = trial
+        self._purse.begin(trial.name)
         self._crew.send(worker, task)
 
     # Hearing.
@@ -223,7 +220,7 @@ class Driver:
         if trial.over:
             return
         if trial.parent is not None:
-            self._course.again(trial)
+            self._again(trial)
         elif ended.error:
             self._failed(trial, ended.error, ended.cause)
         elif ended.stopped:
@@ -254,15 +251,19 @@ class Driver:
             return
         print(f"  {trial.name} begins again ({cause}: {error[:120]})", flush=True)
         trial.after, trial.changes = cause, trial.changes | shrunk
+        self._again(trial)
+
+    def _again(self, trial: Trial) -> None:
+        self._purse.end(trial.name)  # it may wait long, for a node: that costs nothing
         self._course.again(trial)
 
     def _end(
         self, trial: Trial, status: str, error: str = "", cause: Cause = "", *, seconds: float | None = None
     ) -> None:
         if seconds is None:
-            seconds = time.monotonic() - self._began.pop(trial.name)
+            seconds = self._purse.end(trial.name)
         metric = None if status == "failed" else trial.metric
-        about = {"status": status, "metric": metric, "error": error, "cause": cause, "cards": self._cards()}
+        about = {"status": status, "metric": metric, "error": error, "cause": cause, "cards": self._purse.cards}
         self._say("end", name=trial.name, **about, seconds=round(seconds, 3))
         self._follow.end(trial)
         if trial.over and self._spec.scheduler != "pbt":  # of a population, the others may take over from it
@@ -278,15 +279,12 @@ class Driver:
     # Ending.
 
     def _enforce_deadline(self) -> None:
-        limit = self._spec.deadline_s
-        if limit is None:
-            return
         for worker, trial in list(self._runs.items()):
-            if time.monotonic() - self._began.get(trial.name, math.inf) > limit:
+            if self._purse.is_overdue(trial.name):
                 self._crew.dismiss(worker)
                 del self._runs[worker]
                 self._looked = -math.inf
-                self._end(trial, "killed", f"was not done after {limit:g} s", "deadline")
+                self._end(trial, "killed", f"was not done after {self._spec.deadline_s:g} s", "deadline")
 
     def _stop_all(self, spent: str) -> None:
         for worker, trial in list(self._runs.items()):
@@ -294,14 +292,6 @@ class Driver:
             if not trial.over:
                 self._end(trial, "killed", f"the budget is spent: {spent}", "budget")
         self._runs.clear()
-
-    def _running_cards(self) -> float:
-        """Card-seconds of what runs."""
-        now = time.monotonic()
-        return sum(now - began for began in self._began.values()) * self._cards()
-
-    def _cards(self) -> float:
-        return self._spec.gpus_per_trial or self._spec.cpus_per_trial
 
     def _say(self, event: str, **about: Any) -> Record:
         record = self._journal.write(event, **about)

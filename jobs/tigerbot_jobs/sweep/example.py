@@ -14,7 +14,7 @@ from tigerbot_jobs.sweep.worker import Report
 
 
 def digits(params: Mapping[str, Any], report: Report) -> None:
-    """Reports `loss`, `accuracy` (held out) and `weights` (how many the network has) after each of 27 epochs."""
+    """Reports `loss`, `accuracy` (held out) and `weights` (how many the network has) after each epoch."""
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
@@ -33,7 +33,7 @@ def digits(params: Mapping[str, Any], report: Report) -> None:
         epoch = state["epoch"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    while epoch < 27:
+    while epoch < params.get("epochs", 27):
         epoch += 1
         shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
         for rows in train[shuffled].split(params["batch"]):

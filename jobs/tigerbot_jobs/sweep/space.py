@@ -60,7 +60,7 @@ class Dimension:
 
 
 class Space:
-    """The fields of a space, in an order in which they can be drawn.
+    """The fields of a space, in an order in which they can be drawn. `names` has the derived ones too.
 
     Raises:
         SpecError: a field is none, or can never be drawn.
@@ -69,7 +69,7 @@ class Space:
     def __init__(self, raw: Mapping[str, Mapping[str, Any]]) -> None:
         if not raw:
             raise SpecError("names no field", where="space", fix="e.g. train.lr: {log_uniform: [1e-4, 1e-2]}")
-        self._names = list(raw)
+        self.names = list(raw)
         drawn = {name: _dimension(name, kinds) for name, kinds in raw.items() if "derive" not in kinds}
         self.dimensions = _ordered(drawn)
         self._derived = {name: _expression(name, kinds) for name, kinds in raw.items() if "derive" in kinds}
@@ -77,13 +77,19 @@ class Space:
             raise SpecError("every field is derived", where="space", fix="give one a distribution or choices")
         self._check_conditions()
 
+    @property
+    def used(self) -> set[str]:
+        """Names that other fields depend on, by an expression or a condition."""
+        conditions = {other for dimension in self.dimensions for other in dimension.when}
+        return conditions.union(*(expression.names for expression in self._derived.values()))
+
     def draw(self, pick: Callable[[Dimension], Any], fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A point: `pick` gives the value of each field whose conditions hold. `fixed` may stand in expressions."""
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
             if all(any(_same(values.get(n), w) for w in wants) for n, wants in dimension.when.items()):
                 values[dimension.name] = pick(dimension)
-        return {name: value for name, value in self._with_derived(values, fixed or {}).items() if name in self._names}
+        return {name: value for name, value in self._with_derived(values, fixed or {}).items() if name in self.names}
 
     def at(self, units: Sequence[float], fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The point at a place in the unit cube, one coordinate a dimension."""
@@ -117,7 +123,7 @@ class Space:
 
     def check_names(self, fixed: Mapping[str, Any]) -> None:
         """Raises: SpecError: an expression names a field that neither the space nor the fixed fields have."""
-        known = [*self._names, *fixed]
+        known = [*self.names, *fixed]
         for name, expression in self._derived.items():
             for wanted in sorted(expression.names - {*known}):
                 raise SpecError(f"derive: there is no field {wanted}", where=f"space.{name}", fix=near(wanted, known))
@@ -128,9 +134,7 @@ class Space:
         while ready := [name for name, expression in left.items() if expression.names <= known.keys()]:
             for name in ready:
                 known[name] = left.pop(name).value(known)
-        return {
-            name: known[name] for name in self._names if name in known and (name in values or name in self._derived)
-        }
+        return {name: known[name] for name in self.names if name in known and (name in values or name in self._derived)}
 
     def _check_conditions(self) -> None:
         by_name = {dimension.name: dimension for dimension in self.dimensions}

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tigerbot.errors import SpecError
 from tigerbot.spec import SweepSpec, TrainSpec, load_spec, spec_hash
+from tigerbot_jobs.sweep.parameters import check_parameters
 from tigerbot_jobs.sweep.space import Space, near
 from tigerbot_jobs.sweep.worker import Report
 
@@ -70,6 +71,7 @@ def load_target(spec: SweepSpec, space: Space, *, threads: int, folder: Path) ->
     except (ImportError, AttributeError, ValueError) as error:
         what, fix = f"cannot be imported ({error})", "name a train spec or module:function"
         raise SpecError(what, where=f"target {spec.target}", fix=fix) from None
+    check_parameters(function, space, spec.params)
     return _FunctionTarget(spec.target, function, dict(spec.params))
 
 

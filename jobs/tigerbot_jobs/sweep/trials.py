@@ -11,7 +11,7 @@ Status = Literal["waiting", "running", "done", "stopped", "failed", "killed"]
 UNFINISHED = "budget"  # the cause of an end that a wider budget takes back
 
 
-@dataclass
+@dataclass(slots=True)
 class Trial:
     """`index` is its number, `config` that of its configuration: the same for all its seeds.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -229,3 +230,34 @@ def test_the_best_are_confirmed_with_fresh_seeds_that_nobody_learns_from() -> No
     assert {record["seed"] for record in begun[first:]} == {2, 3, 4, 5}
     assert not [r for r in played.journal if r["event"] == "rung" and played.course.trials[r["name"]].fresh]
     assert {group[0].config for group in confirmed(trials, spec)} == {g[0].config for g in ranked(trials, spec)[:3]}
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_little_is_kept_of_a_trial_that_is_over_and_none_of_its_points(searcher: str) -> None:
+    sizes = []
+    for points in (5, 50):
+        course = new_course(sweep_spec(searcher=searcher, trials=10_000))
+        play_whole(course, points, trials=20)  # imports, and what is made once
+        tracemalloc.start()
+        play_whole(course, points, trials=40)
+        sizes.append(tracemalloc.get_traced_memory()[0] / 40)
+        tracemalloc.stop()
+
+    few, many = sizes
+    assert few < 12_000 and many < few + 1_000, f"bytes a trial: {few:.0f}, {many:.0f}"
+
+
+def play_whole(course: Course, points: int, *, trials: int) -> None:
+    """Trials to their ends, one after the other, as a journal of them is applied."""
+    for _ in range(trials):
+        trial = course.next_trial()
+        assert trial is not None
+        about = {"name": trial.name, "t": 0.0}
+        course.apply(begin_record(trial, cards=1.0, node="n") | {"t": 0.0})
+        for step in range(1, points + 1):
+            value = trial.params["width"] + 1 / step
+            course.apply({"event": "point", "step": step, "value": value, "metrics": {"loss": value}} | about)
+            for rung in due.rungs if (due := course.due.get(trial.name)) else ():
+                course.apply({"event": "rung", "rung": rung.rung} | about)
+        end = {"status": "done", "metric": value, "error": "", "cause": "", "seconds": 1.0}
+        course.apply({"event": "end"} | end | about)

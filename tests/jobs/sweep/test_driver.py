@@ -64,7 +64,6 @@ class Sweep:
     def __init__(self, folder: Path, **fields: Any) -> None:
         raw = {"kind": "sweep", "name": "walks", "target": "objectives:walk", "trials": 4, "scheduler": "none"}
         raw |= {"space": {"x": {"uniform": [-1, 1]}}, "searcher": "random"} | fields
-        raw["params"] = {"folder": str(folder)} | raw.get("params", {})
         spec = parse_spec(raw)
         assert isinstance(spec, SweepSpec)
         space = Space(spec.space)
@@ -103,7 +102,7 @@ class Sweep:
 
 
 def all_alike(folder: Path, fail: str, status: str, cause: str, **fields: Any) -> Sweep:
-    params = {"fail": fail} | fields.pop("params", {})
+    params = {"fail": fail, "folder": str(folder)} | fields.pop("params", {})
     swept = Sweep(folder, trials=2, params=params, **fields).run()
     assert set(swept.ends().values()) == {(status, cause)}
     return swept
@@ -159,7 +158,7 @@ def test_a_trial_that_prints_without_end_fills_no_disk(tmp_path: Path) -> None:
 
 
 def test_a_sweep_whose_first_trials_all_fail_alike_stops_with_that_error(tmp_path: Path) -> None:
-    swept = Sweep(tmp_path, trials=50, params={"fail": "bug"}, same_failures=3)
+    swept = Sweep(tmp_path, trials=50, params={"fail": "bug", "folder": str(tmp_path)}, same_failures=3)
 
     with pytest.raises(TigerError, match="the first 3 trials all failed alike: KeyError: 'width'"):
         swept.run()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pytest
 import yaml
 
 from tigerbot.errors import SpecError
 from tigerbot.spec import SweepSpec, parse_spec
+from tigerbot_jobs.sweep.parameters import parameters
 from tigerbot_jobs.sweep.preview import preview
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.target import Target, halved, load_target, packed, unpack
@@ -53,6 +56,81 @@ def loaded(folder: Path, train: dict[str, Any] | None = None, **fields: Any) -> 
 def test_a_field_that_the_target_does_not_have_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         loaded(tmp_path, **fields)
+
+
+DIGITS = {"target": "tigerbot_jobs.sweep.example:digits"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"space": {"momentumm": {"choice": [0.9]}}},
+            r"space.momentumm: .* no such parameter; did you mean momentum\?",
+        ),
+        ({"space": {"lr": {"choice": [1]}}, "params": {"epoch": 9}}, r"params.epoch: .*; did you mean epochs\?"),
+    ],
+)
+def test_a_parameter_that_a_function_does_not_take_is_named(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        loaded(tmp_path, **DIGITS, **fields)
+
+
+def test_a_field_that_others_depend_on_needs_no_parameter(tmp_path: Path) -> None:
+    space = {"doublings": {"int": [3, 7]}, "width": {"derive": "2 ** doublings"}, "optimizer": {"choice": ["a", "b"]}}
+    space["momentum"] = {"uniform": [0, 1], "when": {"optimizer": "b"}}
+
+    assert loaded(tmp_path, **DIGITS, space=space)
+
+
+class Declared(TypedDict):
+    lr: float
+    decay: NotRequired[float]
+
+
+def declares(params: Declared, report: Any) -> None:
+    print(params)
+
+
+def reads(params: Mapping[str, Any], report: Any) -> None:
+    def inner() -> float:
+        return params["lr"] * params.get("decay", 0.0)
+
+    report({"loss": inner() if "wide" in params else 0.0})
+
+
+def hands_on(params: Mapping[str, Any], report: Any) -> None:
+    reads(params, report(params["lr"]))
+
+
+def reads_nothing(params: Mapping[str, Any], report: Any) -> None:
+    report({"loss": 0.0})
+
+
+def reads_by_variable(params: Mapping[str, Any], report: Any) -> None:
+    for name in ("lr", "decay"):
+        report({"loss": params[name] + params["lr"]})
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (declares, {"lr", "decay"}),
+        (reads, {"lr", "decay", "wide"}),
+        (wraps(reads)(lambda *words: reads(*words)), {"lr", "decay", "wide"}),
+        (hands_on, None),
+        (reads_nothing, None),
+        (reads_by_variable, None),
+        (partial(reads, {}), None),
+        (print, None),
+    ],
+)
+def test_a_function_takes_what_it_declares_or_reads_and_anything_where_it_hands_all_on(
+    function: Any, names: set[str] | None
+) -> None:
+    assert parameters(function) == names
 
 
 def test_a_held_out_loss_wants_held_out_data(tmp_path: Path) -> None:
