@@ -47,7 +47,7 @@ def starts(folder: Path) -> list[float]:
         "name": "starts",
         "target": str(folder / "train.yaml"),
         "trial": "heavy",
-        "space": {"train.lr": {"loguniform": [1e-4, 1e-2]}},
+        "space": {"train.lr": {"log_uniform": [1e-4, 1e-2]}},
         "searcher": "random",
         "scheduler": "none",
         "trials": TRIALS,
