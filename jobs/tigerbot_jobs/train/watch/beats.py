@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 LOCAL = frozenset({"restore", "data", "forward", "snapshot", "save", "eval"})  # nobody is waited for in these
 _CPU_WINDOW_S = 5.0
+_GAPS = 256  # about a minute
 _BUSY = 0.1  # of a core: the beating thread alone uses a hundredth
 
 
@@ -46,6 +47,11 @@ class Heard:
     turned_at: float  # its step
     steps: int = 0  # passed in its life
     cpu: deque[tuple[float, float]] = field(default_factory=deque)
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
+
+    def widest_gap(self) -> float:
+        """Seconds between two of the last beats: wide on a machine so full that even a heartbeat waits for a core."""
+        return max(self.gaps, default=0.0)
 
     def busy(self) -> bool:
         """It used the CPU lately, while in this phase: slow rather than stuck."""

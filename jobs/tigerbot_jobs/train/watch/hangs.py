@@ -58,7 +58,8 @@ class HangWatch:
 
     Args:
         floor_s: the least learned deadline of a phase, by phase, where the usual one does not fit.
-        silence_s: without a beat for so long a worker counts as silent.
+        silence_s: without a beat for so long, and three times the widest gap between its last beats, a worker counts as
+            silent; the gap counts for no more than the p99 of a step.
         clock: monotonic seconds.
     """
 
@@ -112,6 +113,7 @@ class HangWatch:
         elif _place(beat) != _place(known.beat):
             self._learn(known, beat, now)
         known.note_cpu(now, beat.cpu_s)
+        known.gaps.append(now - known.heard_at)
         known.beat, known.heard_at = beat, now
 
     def check(self) -> list[Hang]:
@@ -165,7 +167,9 @@ class HangWatch:
         """Where a member is. One that has not come into this generation yet counts as forming it."""
         known = self._heard.get(worker)
         if known is None:
-            return Standing(worker, rank, "", -1, -1, "form", self._formed_at, self._formed_at, now, False, 0)
+            return Standing(
+                worker, rank, "", -1, -1, "form", self._formed_at, self._formed_at, now, False, 0, self._silence_s
+            )
         beat = known.beat
         late = beat.generation < self._generation
         entered_at = max(known.entered_at, self._formed_at) if late else known.entered_at
@@ -181,10 +185,11 @@ class HangWatch:
             max(known.turned_at, self._formed_at),
             known.busy(),
             known.steps,
+            self._silence_s + min(SLOW * known.widest_gap(), SLOW * self._times.p99(TURN)),
         )
 
     def _silent(self, group: list[Standing], now: float) -> list[Hang]:
-        quiet = [one for one in group if now - one.heard_at > self._silence_s]
+        quiet = [one for one in group if now - one.heard_at > one.silence_s]
         if len(quiet) == len(group) > 1 and self._all_nodes_silent(group, now):
             waited = min(now - one.heard_at for one in quiet)
             text = f"nothing heard for {waited:.1f} s from any of {len(group)} ranks on any node: our own network"
@@ -195,23 +200,23 @@ class HangWatch:
         silent_s, others = now - one.heard_at, self._signs_of(one.node, besides=one.worker)
         alone = len(group) == 1 and not others
         second_sign = self._stand_still(group, now) and not alone
-        if not second_sign and silent_s <= SLOW * self._silence_s:
+        if not second_sign and silent_s <= SLOW * one.silence_s:
             return None
         said = f"rank {one.rank} ({one.worker}) has not beaten for {silent_s:.1f} s, last seen in {one.phase} of step {one.step}"
         since = [other for other in group if other is not one and other.turned_at > one.heard_at + 2 * _STILL_S]
         if since:
             text = f"{said}; rank {since[0].rank} has finished steps since, so its beats are lost and not its work"
-            return self._hang("unheard", one, one, silent_s, SLOW * self._silence_s, text)
+            return self._hang("unheard", one, one, silent_s, SLOW * one.silence_s, text)
         if others and all(now - at > silent_s - _TOGETHER_S for at in others):
             text = f"{said}; so are all {len(others)} others of node {one.node}: the node is lost, or its network"
-            return self._hang("node", one, one, silent_s, self._silence_s, text)
+            return self._hang("node", one, one, silent_s, one.silence_s, text)
         alive = "others of its node still beat" if others else "nothing else of its node is known"
         text = f"{said}; no step was finished since and {alive}: the process is frozen"
-        return self._hang("frozen", one, one, silent_s, self._silence_s, text)
+        return self._hang("frozen", one, one, silent_s, one.silence_s, text)
 
     def _stand_still(self, group: list[Standing], now: float) -> bool:
         """No member that can be heard has changed its phase lately."""
-        return all(now - one.entered_at > _STILL_S for one in group if now - one.heard_at <= self._silence_s)
+        return all(now - one.entered_at > _STILL_S for one in group if now - one.heard_at <= one.silence_s)
 
     def _signs_of(self, node: str, besides: str) -> list[float]:
         """When the other workers and the keeper of a node were last heard."""

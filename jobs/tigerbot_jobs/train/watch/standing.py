@@ -22,6 +22,7 @@ class Standing:
     turned_at: float
     busy: bool
     steps: int
+    silence_s: float  # without a beat for so long it counts as silent
 
 
 def who_is_behind(group: list[Standing]) -> list[Standing]:

@@ -119,6 +119,23 @@ def test_a_frozen_process_is_told_from_a_lost_node_by_its_neighbours() -> None:
     assert [(hang.kind, hang.rank) for hang in both if hang.rank == 3] == [("node", 3)]
 
 
+def test_on_a_machine_so_full_that_heartbeats_wait_for_a_core_silence_has_to_be_longer() -> None:
+    group = Group("a", "a")
+    group.enter(group.train(10, phase_s=4.0), "backward")
+    for _ in range(3):  # the widest gap is 4 s by now, and a step takes 16 s
+        group.silent = {1}
+        assert not group.wait(4)
+        group.silent = set()
+        assert not group.wait(1)
+        group.enter(10, "step")
+    group.silent = {1}
+
+    within, after = group.wait(16), group.wait(3)
+
+    assert not within
+    assert [(hang.kind, hang.rank) for hang in after] == [("frozen", 1)]
+
+
 def test_with_a_node_its_last_worker_is_lost_only_when_the_keeper_is_silent_too() -> None:
     with_keeper, without = Group("a", "b"), Group("a", "b")
     with_keeper.keepers = {"a", "b"}
