@@ -37,7 +37,7 @@ def main() -> list[Row]:
 
 def starts(folder: Path) -> list[float]:
     """Seconds of every trial of a sweep, in the order in which they began."""
-    train = _spec(folder, _shards(folder), 0)
+    train = _spec(folder, _shards(folder), "trial")
     train["scale"] = {"workers": WORKERS, "threads_per_worker": 1}
     batch = WORKERS * MICRO * LENGTH
     train["train"] |= {"batch_tokens": batch, "micro_batch": MICRO, "tokens": STEPS * batch}
