@@ -22,11 +22,14 @@ EDGE_S = 0.3  # after a turn's beginning and before its end: what a stopped run 
 
 @dataclass
 class Side:
-    """One of two runs. `steps` reads what it has done: (wall time, seconds) of every step, oldest first."""
+    """One of two runs. `steps` reads what it has done: (wall time, seconds) of every step, oldest first; `ranks` is in
+    the command of the processes that do the steps."""
 
     process: subprocess.Popen[bytes]
     steps: Callable[[], Sequence[tuple[float, float]]]
+    ranks: str
     turns: list[tuple[float, float]] = field(default_factory=list)
+    cpu_s: float = 0.0
 
     def stop(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -35,11 +38,13 @@ class Side:
         self._signal(signal.SIGCONT)
 
     def take_turn(self, seconds: float) -> None:
+        used = self._ranks_cpu_s()
         self.go_on()
         began = time.time()
         time.sleep(seconds)
         self.turns.append((began + EDGE_S, time.time() - EDGE_S))
         self.stop()
+        self.cpu_s += self._ranks_cpu_s() - used
 
     def of_turns(self) -> list[list[float]]:
         """Seconds of every step that lies within a turn, turn by turn."""
@@ -47,6 +52,19 @@ class Side:
         return [
             [seconds for at, seconds in done if began <= at - seconds and at <= ended] for began, ended in self.turns
         ]
+
+    def cpu_s_a_step(self) -> float:
+        """CPU time of the ranks for one step: what else runs on the machine does not count."""
+        first, last = self.turns[0][0] - EDGE_S, self.turns[-1][1] + EDGE_S
+        return self.cpu_s / sum(first <= at <= last for at, _ in self.steps())
+
+    def _ranks_cpu_s(self) -> float:
+        used = 0.0
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if self.ranks in " ".join(process.cmdline()):
+                    used += sum(process.cpu_times()[:2])
+        return used
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -31,7 +31,7 @@ from tigerbot.spool import SpoolReader, has_writer
 WAITING, RECOVERED = "MLflow does not take metrics; they wait on disk:", "MLflow has taken what waited"
 GATHER_S = 1.0  # a run's points of this long go in one call
 _BATCH = 2000  # records
-_POLL_S = 0.05
+_POLL_S = 0.2
 _WAITS_S = (0.2, 5.0)  # between attempts: the first, the longest
 _ORPHAN_PATIENCE_S = 20.0  # with a server that does not answer, once the job is gone
 _SETTINGS = {

@@ -21,7 +21,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from tigerbot.spec import Scale
 from tigerbot_jobs.train.recovery.entry import heed_sigterm
 
-HEALTH_CHECK_S = 0.2
+HEALTH_CHECK_S = 1.0  # until Ray begins to replace a worker; the hub knows in a millisecond that it is gone
 
 
 class _OwnGroups(Backend):

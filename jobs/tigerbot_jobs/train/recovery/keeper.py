@@ -29,7 +29,7 @@ from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.watch.notices import NoticeFile
 
 SHM = Path("/dev/shm")
-_MIRROR_S = 0.05
+_MIRROR_S, _NO_PEER_S = 0.05, 0.5
 _CLEAR_S = 2.0
 _PUSH_TIMEOUT_S = 5.0  # a peer that is silent holds no copy up for longer: the next one waits
 _MIRRORS_KEPT = 2
@@ -149,7 +149,7 @@ class Keeper:
 
     def _mirror(self) -> None:
         sent: dict[str, int] = {}
-        while not self._end.wait(_MIRROR_S):
+        while not self._end.wait(_MIRROR_S if self._peer else _NO_PEER_S):
             peer = self._peer
             if not peer:
                 continue
