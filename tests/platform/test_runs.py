@@ -92,6 +92,34 @@ def test_only_more_of_the_same_is_an_extension(tmp_path: Path, change: dict[str,
     assert holder(tmp_path / "x") is None
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trials": 9}, r"trials: 5 -> 9\).*--extend to go on to that"),
+        ({"budget": {"hours": 2}}, r"budget.hours: 1.0 -> 2.0\).*--extend to go on to that"),
+        ({"budget": {}}, r"budget.hours: 1.0 -> None\).*--extend to go on to that"),
+        ({"trials": 4}, r"trials: 5 -> 4\); give it another name"),
+        (
+            {"trials": 9, "space": {"lr": {"uniform": [0, 2]}}},
+            r"space.lr.uniform: \[0, 1\] -> \[0, 2\].*; give it another",
+        ),
+    ],
+)
+def test_a_sweep_is_extended_by_trials_and_budget_alone(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    raw: dict[str, Any] = {"kind": "sweep", "name": "x", "target": "a:b", "space": {"lr": {"uniform": [0, 1]}}}
+    raw |= {"trials": 5, "budget": {"hours": 1}, "storage": {"uri": str(tmp_path)}}
+    ended(open_run(parse_spec(raw)))
+    other = parse_spec(raw | change)
+
+    with pytest.raises(IdentityError, match=said):
+        open_run(other)
+
+    if "--extend" in said:
+        longer = open_run(other, extend=True)
+        assert longer.state["status"] == "running"
+        longer.close()
+
+
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     mine = open_run(spec(tmp_path))
     assert holder(mine.folder) == os.getpid()

@@ -31,7 +31,8 @@ class Noticed:
             return
         where, names = f"metric {self._metric}", sorted(self._names)
         if not names:
-            raise SpecError(f"{trial} ended and reported nothing", where=where, fix="let the target call report(...)")
+            fix = "let the target call report({...}) with it"
+            raise SpecError(f"{trial} ended and reported no number", where=where, fix=fix)
         what = f"{trial} ended and never reported it; it reported {', '.join(names)}"
         raise SpecError(what, where=where, fix=near(self._metric, names))
 
