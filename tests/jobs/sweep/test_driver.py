@@ -182,6 +182,18 @@ def test_a_metric_that_no_trial_reports_is_named_at_the_first(tmp_path: Path) ->
         swept.run()
 
 
+def test_an_objective_that_no_trial_reports_is_named_at_the_first(tmp_path: Path) -> None:
+    swept = Sweep(tmp_path, trials=50, objectives={"plaice": "min"})
+
+    with pytest.raises(
+        SpecError,
+        match=r"objectives.plaice: trial-000. ended without it; its last report held loss, place; did you mean place\?",
+    ):
+        swept.run()
+
+    assert not swept.records("end")
+
+
 def test_a_budget_stops_what_runs_and_a_wider_one_takes_it_up_again(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"trials": 3, "params": {"sleep_s": 0.15}}
     first = Sweep(tmp_path, budget={"card_hours": 0.5 / 3600}, **fields).run()
