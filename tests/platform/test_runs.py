@@ -142,6 +142,20 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     mine.close()
 
 
+def test_a_run_that_another_machine_works_on_names_it_and_no_process_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "node-7")
+        theirs = open_run(spec(tmp_path))
+
+    with pytest.raises(IdentityError, match=rf"\(process {os.getpid()} on node-7\)"):
+        open_run(spec(tmp_path))
+
+    assert holder(theirs.folder) == 0  # `tiger stop` must not kill whoever has that number here
+    theirs.close()
+
+
 def test_a_state_that_was_cut_off_is_a_new_run(tmp_path: Path) -> None:
     run = open_run(spec(tmp_path))
     run.close()
