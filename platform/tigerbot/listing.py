@@ -116,7 +116,8 @@ def run_folder(folder: Path, name: str) -> Path:
 def _idle(run: Path) -> Path:
     pid = holder(run)
     if pid is not None:
-        raise InputError(f"process {pid} works on it", where=str(run), fix=f"tiger stop {run.name}")
+        who = f"process {pid}" if pid else "another machine"
+        raise InputError(f"{who} works on it", where=str(run), fix=f"tiger stop {run.name}")
     return run
 
 

@@ -51,11 +51,11 @@ def stop_run(run: Living, deadline_s: float = STOP_DEADLINE_S) -> None:
     """Ask its process to stop, as Ctrl-C does, and wait until the run is let go of.
 
     Raises:
-        InputError: it belongs to another user, or did not say which process it is.
+        InputError: it belongs to another user or to another machine.
         TigerError: it did not stop in time.
     """
     if not run.pid:
-        raise InputError("does not say which process works on it", where=str(run.folder), fix="press Ctrl-C there")
+        raise InputError("no process of this machine works on it", where=str(run.folder), fix="press Ctrl-C there")
     try:
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pid, signal.SIGTERM)

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,14 +135,14 @@ def _refused(spec: Spec, folder: Path, old: dict[str, Any], new: dict[str, Any],
 
 
 def holder(folder: Path) -> int | None:
-    """The id of the living process that works on the run in this folder, if one does; 0 when it did not say."""
+    """The id of the living process that works on the run in this folder, if one does; 0 when it is not of this machine."""
     if not (folder / ".lock").exists():
         return None
     try:
         hold_folder(folder).close()
     except IdentityError:
-        said = (folder / ".lock").read_text()
-        return int(said) if said.isdigit() else 0
+        process, _, host = (folder / ".lock").read_text().partition(" ")
+        return int(process) if process.isdigit() and host == socket.gethostname() else 0
     return None
 
 
@@ -179,15 +180,16 @@ def hold_folder(folder: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        process = lock.read().strip()
+        process, _, host = lock.read().partition(" ")
         lock.close()
+        place = "" if host == socket.gethostname() else f" on {host}"
         raise IdentityError(
-            "another process is working on this run" + (f" (process {process})" if process else ""),
+            "another process is working on this run" + (f" (process {process}{place})" if process else ""),
             where=str(folder),
             fix="wait for it, or stop it with `tiger stop`",
         ) from None
     lock.seek(0)
     lock.truncate()
-    lock.write(str(os.getpid()))
+    lock.write(f"{os.getpid()} {socket.gethostname()}")
     lock.flush()
     return lock

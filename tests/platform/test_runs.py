@@ -92,6 +92,34 @@ def test_only_more_of_the_same_is_an_extension(tmp_path: Path, change: dict[str,
     assert holder(tmp_path / "x") is None
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trials": 9}, r"trials: 5 -> 9\).*--extend to go on to that"),
+        ({"budget": {"hours": 2}}, r"budget.hours: 1.0 -> 2.0\).*--extend to go on to that"),
+        ({"budget": {}}, r"budget.hours: 1.0 -> None\).*--extend to go on to that"),
+        ({"trials": 4}, r"trials: 5 -> 4\); give it another name"),
+        (
+            {"trials": 9, "space": {"lr": {"uniform": [0, 2]}}},
+            r"space.lr.uniform: \[0, 1\] -> \[0, 2\].*; give it another",
+        ),
+    ],
+)
+def test_a_sweep_is_extended_by_trials_and_budget_alone(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    raw: dict[str, Any] = {"kind": "sweep", "name": "x", "target": "a:b", "space": {"lr": {"uniform": [0, 1]}}}
+    raw |= {"trials": 5, "budget": {"hours": 1}, "storage": {"uri": str(tmp_path)}}
+    ended(open_run(parse_spec(raw)))
+    other = parse_spec(raw | change)
+
+    with pytest.raises(IdentityError, match=said):
+        open_run(other)
+
+    if "--extend" in said:
+        longer = open_run(other, extend=True)
+        assert longer.state["status"] == "running"
+        longer.close()
+
+
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     mine = open_run(spec(tmp_path))
     assert holder(mine.folder) == os.getpid()
@@ -112,6 +140,20 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
 
     assert f"another process is working on this run (process {os.getpid()})" in done.stdout
     mine.close()
+
+
+def test_a_run_that_another_machine_works_on_names_it_and_no_process_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "node-7")
+        theirs = open_run(spec(tmp_path))
+
+    with pytest.raises(IdentityError, match=rf"\(process {os.getpid()} on node-7\)"):
+        open_run(spec(tmp_path))
+
+    assert holder(theirs.folder) == 0  # `tiger stop` must not kill whoever has that number here
+    theirs.close()
 
 
 def test_a_state_that_was_cut_off_is_a_new_run(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerbot.errors import SpecError
@@ -111,6 +111,7 @@ def test_where_and_how_a_run_runs_is_not_what_it_is() -> None:
     assert spec_difference(spec.model_dump(), longer.model_dump()) == ["train.tokens: 100 -> 200"]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=12), st.none() | st.integers() | st.text(max_size=8) | st.lists(st.integers())))
 def test_no_mapping_breaks_the_parser(raw: dict) -> None:
     for kind in KINDS:

@@ -58,14 +58,13 @@ class Driver:
         on_end: Callable[[], None],
     ) -> None:
         self._spec, self._folder, self._course, self._journal = spec, folder, course, journal
-        self._follow, self._crew, self._shrink = follow, crew, shrink
+        self._follow, self._crew, self._shrink, self._states = follow, crew, shrink, states
         self._listen, self._on_end = listen, on_end
-        self._states = states
         self._purse = Purse(spec, course)
         self._alike = SameFailure(spec.same_failures)
         self._runs: dict[int, Trial] = {}  # of every worker that runs one
         self._idle: list[int] = []
-        self._noticed = Noticed(spec.metric)
+        self._noticed = Noticed(spec.metric, spec.objectives)
         self._wanted, self._looked, self._hired, self._early_deaths = 0, -math.inf, False, 0
 
     def restore(self) -> None:
@@ -229,6 +228,7 @@ class Driver:
             self._noticed.ended_without(trial.name, anybody=self._course.reported)
             self._end(trial, "failed", f"ended without reporting {self._spec.metric}", "bug")
         else:
+            self._noticed.ended(trial, self._course.trials.values())
             self._end(trial, "done")
 
     def _lost(self, worker: int, lost: Lost) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tigerbot.errors import SpecError
 from tigerbot_jobs.sweep.space import near
+from tigerbot_jobs.sweep.trials import Trial
 
 
 class Noticed:
     """What one driver has seen.
 
     Args:
-        metric: the sweep's.
+        metric, objectives: the sweep's.
     """
 
-    def __init__(self, metric: str) -> None:
-        self._metric, self._names, self._said = metric, set[str](), False
+    def __init__(self, metric: str, objectives: Collection[str]) -> None:
+        self._metric, self._objectives = metric, objectives
+        self._names, self._said = set[str](), False
 
     def metrics(self, names: Iterable[str]) -> None:
         self._names.update(names)
@@ -31,9 +33,22 @@ class Noticed:
             return
         where, names = f"metric {self._metric}", sorted(self._names)
         if not names:
-            raise SpecError(f"{trial} ended and reported nothing", where=where, fix="let the target call report(...)")
+            fix = "let the target call report({...}) with it"
+            raise SpecError(f"{trial} ended and reported no number", where=where, fix=fix)
         what = f"{trial} ended and never reported it; it reported {', '.join(names)}"
         raise SpecError(what, where=where, fix=near(self._metric, names))
+
+    def ended(self, trial: Trial, trials: Collection[Trial]) -> None:
+        """A trial ended well.
+
+        Raises:
+            SpecError: its last report of the metric lacked an objective, as those of all trials do.
+        """
+        for objective in self._objectives:
+            if not any(objective in other.metrics for other in trials):
+                names = sorted(trial.metrics)
+                what = f"{trial.name} ended without it; its last report held {', '.join(names)}"
+                raise SpecError(what, where=f"objectives.{objective}", fix=near(objective, names))
 
     def backwards(self, trial: str, reports: int) -> None:
         if reports and not self._said:

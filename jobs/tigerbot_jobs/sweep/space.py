@@ -138,16 +138,22 @@ class Space:
 
     def _check_conditions(self) -> None:
         by_name = {dimension.name: dimension for dimension in self.dimensions}
+        needs: dict[str, dict[str, list[Any]]] = {}  # of every field: what others must be for it to be drawn
         for dimension in self.dimensions:
+            mine: dict[str, list[Any]] = {}
             for other, wants in dimension.when.items():
-                possible = [want for want in wants if by_name[other].holds(want)]
-                if not possible:
-                    where = f"space.{dimension.name}.when.{other}"
-                    raise SpecError(
-                        f"never holds: {other} is never {' or '.join(map(str, wants))}",
-                        where=where,
-                        fix=f"it is one of {list(by_name[other].values)}",
-                    )
+                where = f"space.{dimension.name}.when.{other}"
+                for name, values in (*needs[other].items(), (other, wants)):
+                    possible = [v for v in values if by_name[name].holds(v)]
+                    if not possible:
+                        what, fix = f"{name} is never {_either(values)}", f"it is one of {list(by_name[name].values)}"
+                        raise SpecError(f"never holds: {what}", where=where, fix=fix)
+                    both = [v for v in possible if any(_same(v, one) for one in mine.get(name, possible))]
+                    if not both:
+                        what = f"{name} would be {_either(values)}, and {_either(mine[name])} for another condition"
+                        raise SpecError(f"never holds: {what}", where=where, fix="take one of the two away")
+                    mine[name] = both
+            needs[dimension.name] = mine
         for name, expression in self._derived.items():
             if name in expression.names:
                 raise SpecError("derive: is derived from itself", where=f"space.{name}", fix="name other fields")
@@ -162,6 +168,10 @@ def near(name: str, valid: Sequence[str]) -> str:
     """The hint of a message about a name that is none."""
     found = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {found[0]}?" if found else f"wants one of {', '.join(valid)}"
+
+
+def _either(values: Sequence[Any]) -> str:
+    return " or ".join(map(str, values))
 
 
 def _held(dimension: Dimension, params: Mapping[str, Any]) -> Any:

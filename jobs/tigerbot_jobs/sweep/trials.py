@@ -80,5 +80,6 @@ def index_of(name: str) -> int:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What of a report is a number."""
-    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    """What of a report is a number; a scalar of numpy or torch is one too."""
+    values = {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in metrics.items()}
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}

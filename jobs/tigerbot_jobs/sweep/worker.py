@@ -201,7 +201,10 @@ def _print_traceback() -> None:
 
 
 class _Printed(io.TextIOBase):
-    """What a trial prints, in a file of its own that is cut off at a megabyte; no file where it prints nothing."""
+    """What a trial prints, in a file of its own that is cut off at a megabyte; no file where it prints nothing.
+
+    A full disk, or a node without the sweep's folder, is not the trial's concern: what has no place is left out.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, 0
@@ -215,10 +218,9 @@ class _Printed(io.TextIOBase):
 
     def __exit__(self, *_: Any) -> None:
         self._redirects.close()
-        if self._file is not None:
-            if self._size > _PRINTED:
-                self._file.write(f"\n... {self._size - _PRINTED:,} more characters were left out\n")
-            self._file.close()
+        if self._size > _PRINTED:
+            self._keep(f"\n... {self._size - _PRINTED:,} more characters were left out\n")
+        self._close()
 
     def writable(self) -> bool:
         return True
@@ -227,18 +229,25 @@ class _Printed(io.TextIOBase):
         left = _PRINTED - self._size
         self._size += len(text)
         if left > 0:
-            self._open().write(text[:left])
+            self._keep(text[:left])
         return len(text)
 
     def flush(self) -> None:
         if self._file is not None and not self._file.closed:
-            self._file.flush()
+            with contextlib.suppress(OSError):
+                self._file.flush()
 
-    def _open(self) -> Any:
-        if self._file is None:
-            try:
+    def _keep(self, text: str) -> None:
+        try:
+            if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("w", encoding="utf-8", errors="replace")
-            except OSError:  # on a node without the sweep's folder, or a full disk: not the trial's concern
-                self._file = io.StringIO()
-        return self._file
+            self._file.write(text)
+        except OSError:
+            self._close()
+            self._file = io.StringIO()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()

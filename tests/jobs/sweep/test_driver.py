@@ -157,6 +157,14 @@ def test_a_trial_that_prints_without_end_fills_no_disk(tmp_path: Path) -> None:
     assert len(printed) < 1_100_000 and printed.rstrip().endswith("more characters were left out")
 
 
+def test_a_trial_whose_output_has_no_room_goes_on_without_it(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    for name in ("trial-0000", "trial-0001"):
+        (tmp_path / f"output/{name}.txt").symlink_to("/dev/full")
+
+    all_alike(tmp_path, "prints", "done", "")
+
+
 def test_a_sweep_whose_first_trials_all_fail_alike_stops_with_that_error(tmp_path: Path) -> None:
     swept = Sweep(tmp_path, trials=50, params={"fail": "bug", "folder": str(tmp_path)}, same_failures=3)
 
@@ -172,6 +180,18 @@ def test_a_metric_that_no_trial_reports_is_named_at_the_first(tmp_path: Path) ->
 
     with pytest.raises(SpecError, match=r"metric accuracy: trial-000. ended and never reported it.*mean acuracy\?"):
         swept.run()
+
+
+def test_an_objective_that_no_trial_reports_is_named_at_the_first(tmp_path: Path) -> None:
+    swept = Sweep(tmp_path, trials=50, objectives={"plaice": "min"})
+
+    with pytest.raises(
+        SpecError,
+        match=r"objectives.plaice: trial-000. ended without it; its last report held loss, place; did you mean place\?",
+    ):
+        swept.run()
+
+    assert not swept.records("end")
 
 
 def test_a_budget_stops_what_runs_and_a_wider_one_takes_it_up_again(tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def test_every_place_of_the_cube_is_a_point_of_the_space(units: list[float]) -> 
         ({"a": {"derive": "1 + 1"}}, "every field is derived"),
         ({"a": {"choice": [1], "when": {"bb": 1}}, "b": {"choice": [1]}}, "no drawn field bb; did you mean b?"),
         ({"a": {"choice": [1], "when": {"b": 2}}, "b": {"choice": [1, 3]}}, r"when.b: never holds: b is never 2"),
+        (
+            {
+                "a": {"choice": [1, 2]},
+                "b": {"choice": [1], "when": {"a": 1}},
+                "c": {"int": [1, 9], "when": {"b": 1, "a": 2}},
+            },
+            r"c.when.a: never holds: a would be 2, and 1 for another condition",
+        ),
         ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "in a circle"),
         ({"a": {"choice": [1], "when": 3}}, "when wants field: value"),
     ],

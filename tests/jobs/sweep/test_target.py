@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from tigerbot.errors import SpecError
@@ -16,6 +19,7 @@ from tigerbot_jobs.sweep.parameters import parameters
 from tigerbot_jobs.sweep.preview import preview
 from tigerbot_jobs.sweep.space import Space
 from tigerbot_jobs.sweep.target import Target, halved, load_target, packed, unpack
+from tigerbot_jobs.sweep.trials import numbers
 
 TRAIN = {
     "kind": "train",
@@ -170,3 +174,12 @@ def test_a_dry_run_shows_the_first_points_and_what_is_known_of_the_learning_rate
 
     assert lines[:2] == ["6 trials, 3 configurations of 1 searched fields", "then the best 2 again, 3 fresh seeds each"]
     assert sum("first:" in line for line in lines) == 3 and any("Step Law" in line for line in lines)
+
+
+def test_a_scalar_of_numpy_or_torch_is_a_number_and_nothing_else_is() -> None:
+    scalars = {"a": np.float32(0.5), "b": torch.tensor(2), "c": np.array(3.0), "d": 4, "nan": np.float16("nan")}
+    others = {"list": [1.0], "vector": np.ones(2), "text": "0.5", "truth": np.bool_(True), "nothing": None}
+
+    found = numbers(scalars | others)
+
+    assert math.isnan(found.pop("nan")) and found == {"a": 0.5, "b": 2.0, "c": 3.0, "d": 4.0}

@@ -1,0 +1,63 @@
+"""Specs: what a person submits, as YAML, checked before anything starts.
+
+`load_spec(path, overrides)` reads one YAML document, applies `--set a.b=c`, and returns the typed spec of its `kind`.
+Every mistake is one `SpecError` line: file and line, field, what it got, what it wants, the nearest valid name. This
+package knows nothing about how a spec is run. It has a module for each kind; all of them are imported from here.
+"""
+
+from tigerbot.spec.corpus import CorpusSource, CorpusSpec
+from tigerbot.spec.document import load_spec
+from tigerbot.spec.heads import EvalSpec, HeadsSpec
+from tigerbot.spec.identity import flat, spec_changes, spec_difference, spec_hash
+from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
+from tigerbot.spec.model import Lora, ModelSource
+from tigerbot.spec.parts import Job
+from tigerbot.spec.serve import DialSpec, EngineSpec, JudgeSpec, MembersSpec, ServeSpec
+from tigerbot.spec.simulate import (
+    BuySpec,
+    FailureSpec,
+    FaultKind,
+    HumanSpec,
+    PlannedSpec,
+    PolicySpec,
+    SimulateSpec,
+)
+from tigerbot.spec.sweep import SweepSpec
+from tigerbot.spec.train import DataSource, Islands, Scale, TrainLoop, TrainSpec
+
+__all__ = [
+    "KINDS",
+    "BuySpec",
+    "CorpusSource",
+    "CorpusSpec",
+    "DataSource",
+    "DialSpec",
+    "EngineSpec",
+    "EvalSpec",
+    "FailureSpec",
+    "FaultKind",
+    "HeadsSpec",
+    "HumanSpec",
+    "Islands",
+    "Job",
+    "JudgeSpec",
+    "Lora",
+    "MembersSpec",
+    "ModelSource",
+    "PlannedSpec",
+    "PolicySpec",
+    "Scale",
+    "ServeSpec",
+    "SimulateSpec",
+    "Spec",
+    "SweepSpec",
+    "TrainLoop",
+    "TrainSpec",
+    "flat",
+    "json_schema",
+    "load_spec",
+    "parse_spec",
+    "spec_changes",
+    "spec_difference",
+    "spec_hash",
+]

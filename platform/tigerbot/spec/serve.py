@@ -1,0 +1,77 @@
+"""`kind: serve`: members, dial, judge, engine and endpoint of an ensemble."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tigerbot.spec.parts import Count, Job, Part, Real, Unit
+
+
+class DialSpec(Part):
+    """`w_t = sigmoid(logit(dial) + a logit(p_div) - b logit(p_dev))`, temperature tied to w."""
+
+    a: Annotated[Real, Field(ge=0)] = 0.3
+    b: Annotated[Real, Field(ge=0)] = 0.3
+    mix: Literal["geometric", "linear"] = "geometric"
+    temperature_factual: Annotated[Real, Field(ge=0, le=2)] = 0.3
+    temperature_creative: Annotated[Real, Field(ge=0, le=2)] = 1.0
+    plausibility: Unit = 0.05
+    default: Unit = 0.3
+
+
+class JudgeSpec(Part):
+    """When an answer is rewritten: its length-free p_dev score above `threshold`, kept if better by `margin`."""
+
+    threshold: Unit = 0.5
+    margin: Unit = 0.05
+    max_rewrites: Annotated[int, Field(ge=0, le=2)] = 1
+    off_above_dial: Unit = 0.7
+
+
+class MembersSpec(Part):
+    """Model or adapter folders. Two experts over one base, two full models, or one model alone."""
+
+    base: str | None = None
+    creative: str
+    factual: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU.
+
+
+class HttpSpec(Part):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    max_body_bytes: Count = 1_000_000
+    max_messages: Count = 256
+    api_keys_env: str = "TIGER_API_KEYS"
+    request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
+
+
+class ServeScale(Part):
+    replicas: Count = 1
+    cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
+    gpus_per_replica: Annotated[Real, Field(ge=0)] = 0.0
+    threads: Count | None = None
+
+
+class EngineSpec(Part):
+    slots: Annotated[Count, Field(le=1024)] = 16
+    max_length: Count = 512
+    max_queue: Count = 256
+    prefill_chunk: Count = 256
+
+
+class ServeSpec(Job):
+    """An ensemble behind one OpenAI-compatible endpoint."""
+
+    kind: Literal["serve"]
+    model_name: str = "tiger"
+    members: MembersSpec
+    heads: str | None = None
+    dial: DialSpec = DialSpec()
+    judge: JudgeSpec = JudgeSpec()
+    engine: EngineSpec = EngineSpec()
+    http: HttpSpec = HttpSpec()
+    scale: ServeScale = ServeScale()
