@@ -14,10 +14,11 @@ from tigerbot.spec import TrainSpec, parse_spec
 from tigerbot.storage import open_store
 from tigerbot_jobs.train.ledger import Ledger, read_events
 from tigerbot_jobs.train.recovery import messages as say
-from tigerbot_jobs.train.recovery.hub import Hub, HubSettings
+from tigerbot_jobs.train.recovery.hub import Hub
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.persist import Persister
 from tigerbot_jobs.train.recovery.run import standbys_of
+from tigerbot_jobs.train.recovery.settings import HubSettings
 
 SHARD = say.ShardAt("/dev/shm/x", 64, 10, "n", "n:1", 7, 1, 0, 2, 2)
 
