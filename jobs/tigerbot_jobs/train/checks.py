@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tigerbot.errors import ClusterError, DataError, ModelError
+from tigerbot.errors import DataError, InputError, ModelError
 from tigerbot.models import model_hash, preset_config, tokenizer_hash
 from tigerbot.runs import Run
 from tigerbot.spec import TrainSpec
@@ -72,7 +72,7 @@ def slots_of(spec: TrainSpec) -> int:
     """Workers that the cluster can hold.
 
     Raises:
-        ClusterError: fewer than the run needs.
+        InputError: fewer than the run needs.
     """
     import ray
 
@@ -82,7 +82,7 @@ def slots_of(spec: TrainSpec) -> int:
         slots = min(slots, int(has.get("GPU", 0) / scale.gpus_per_worker + 1e-6))
     low = scale.bounds[0]
     if slots < low:
-        raise ClusterError(
+        raise InputError(
             f"wants at least {low} workers, the cluster can hold {slots} "
             f"({has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs)",
             where=f"{spec.name}: scale.workers",
