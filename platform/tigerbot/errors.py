@@ -6,6 +6,7 @@
     │   ├── DataError          a data file, a token shard, a tokenizer
     │   └── IdentityError      a run of that name exists with another spec
     ├── StorageError           a folder or a bucket
+    │   ├── UnusableStorageError   exit 2: it is not there, or not ours
     │   └── CorruptError       bytes differ from their checksum
     ├── StateError             a training state that is not whole, or not of this model
     ├── TrackingError          MLflow
@@ -74,6 +75,10 @@ class IdentityError(InputError):
 
 class StorageError(TigerError):
     """A folder or bucket that cannot be read or written."""
+
+
+class UnusableStorageError(StorageError, InputError):
+    """A folder or bucket that does not exist, or may not be used: waiting does not mend it."""
 
 
 class CorruptError(StorageError):

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tigerbot.errors import IdentityError
+from tigerbot.errors import IdentityError, UnusableStorageError
 from tigerbot.spec import Job, Spec, spec_changes, spec_difference, spec_hash
+from tigerbot.staging import is_full
 
 EXTENDABLE = (  # of which a run may be told to do more
     "train.tokens",
@@ -89,10 +90,10 @@ def open_run(spec: Spec, *, replace: bool = False, extend: bool = False) -> Run:
     Raises:
         IdentityError: the name was used with another spec and neither `replace` nor `extend` covers that, or another
             process holds the run.
+        UnusableStorageError: nothing can be written there.
     """
     folder = local_root(spec) / spec.name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = hold_folder(folder)
+    lock = _made_and_held(folder)
     identity, dumped = spec_hash(spec), spec.model_dump(mode="json")
     kept = read_json(folder / "spec.json", None)
     if kept is not None and kept["hash"] != identity and not replace:
@@ -167,6 +168,18 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)
+
+
+def _made_and_held(folder: Path) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return hold_folder(folder)
+    except OSError as error:
+        if is_full(error):
+            raise
+        what = f"cannot be written: {error.strerror}"
+        fix = "correct storage.uri, or make it writable"
+        raise UnusableStorageError(what, where=str(folder), fix=fix) from None
 
 
 def hold_folder(folder: Path) -> Any:

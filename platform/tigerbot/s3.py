@@ -24,7 +24,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from tigerbot.errors import CorruptError, StorageError
+from tigerbot.errors import CorruptError, StorageError, UnusableStorageError
 from tigerbot.staging import MissingError
 
 T = TypeVar("T")
@@ -181,14 +181,16 @@ def _may_help(error: Exception) -> bool:
 def _refused(error: Exception, where: str) -> StorageError:
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with AWS_PROFILE"
-        return StorageError("there are no S3 credentials", where=where, fix=fix)
+        return UnusableStorageError("there are no S3 credentials", where=where, fix=fix)
     if not isinstance(error, ClientError):
         return StorageError(_said(error), where=where, fix="correct the AWS settings")
     code = error_code(error)
     if code in ("NoSuchKey", "NoSuchUpload", "404"):
         return MissingError("is not there", where=where, fix="check the key")
-    what, fix = _REFUSALS.get(code, (_said(error), "correct storage.uri or the AWS settings"))
-    return StorageError(what, where=where, fix=fix)
+    if code in _REFUSALS:
+        what, fix = _REFUSALS[code]
+        return UnusableStorageError(what, where=where, fix=fix)
+    return StorageError(_said(error), where=where, fix="correct storage.uri or the AWS settings")
 
 
 def _said(error: Exception) -> str:

@@ -22,9 +22,10 @@ from tigerbot_jobs.train.ledger import Event, Ledger, read_events
 from tigerbot_jobs.train.memory import SnapshotBuffer
 from tigerbot_jobs.train.recovery import messages as say
 from tigerbot_jobs.train.recovery import worker
-from tigerbot_jobs.train.recovery.hub import Hub, HubSettings
+from tigerbot_jobs.train.recovery.hub import Hub
 from tigerbot_jobs.train.recovery.keeper import SHM, Keeper
 from tigerbot_jobs.train.recovery.persist import Persister
+from tigerbot_jobs.train.recovery.settings import HubSettings
 from tigerbot_jobs.train.shard import ShardMeta, Slice
 
 SILENCE_S = 1.5

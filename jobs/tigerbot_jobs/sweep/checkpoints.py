@@ -119,7 +119,7 @@ def _copy(store: Store, key: str, target: str) -> None:
 
 def _adopt(store: Store, staged: str, prefix: str, hash: str) -> int:
     """Make a staged checkpoint one of a run that has this hash; its step."""
-    header = replace(Header(**json.loads(store.get_bytes(f"{staged}/{HEADER}"))), spec_hash=hash)
+    header = replace(Header(**json.loads(store.get_bytes(f"{staged}/{HEADER}"))), spec_hash=hash, data_hash="")
     key = checkpoint_key(prefix, header.step)
     files = [file for file in store.manifest(staged).files if file.path != HEADER]
     for file in files:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tigerbot.errors import CorruptError, StorageError
+from tigerbot.errors import CorruptError, IdentityError, StorageError
 from tigerbot.storage import MANIFEST, Manifest, ManifestFile, MissingError, Store, sha256_file
 from tigerbot_jobs.train.reshard import Read
 from tigerbot_jobs.train.shard import FORMAT_VERSION, Shard, ShardMeta, write_shard
@@ -45,6 +45,19 @@ class Header:
     threads: int
     generation: int = 0
     format_version: int = FORMAT_VERSION
+    data_hash: str = ""  # of the training shards' manifests; empty: unknown
+
+    def check(self, where: str, **wanted: str) -> None:
+        """Compare what it is of with a run's `spec_hash`, `tokenizer_hash` and `data_hash`.
+
+        Raises:
+            IdentityError: some differ; each is named.
+        """
+        pairs = [(name, getattr(self, name), value) for name, value in wanted.items()]
+        differ = [f"{name} was {kept}, now it is {value}" for name, kept, value in pairs if kept not in ("", value)]
+        if differ:
+            fix = "resume it as it was, or --replace to begin anew"
+            raise IdentityError("; ".join(differ), where=where, fix=fix)
 
 
 class Checkpoints:

@@ -24,6 +24,7 @@ from tigerbot.tokens import IGNORE, Batch
 from tigerbot_jobs.train import zero_state
 from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
+from tigerbot_jobs.train.deepspeed_keys import check_keys
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble, shards_read
 from tigerbot_jobs.train.shard import ShardMeta, Slice
@@ -205,8 +206,9 @@ def deepspeed_config(
     """DeepSpeed's config: ours, with the spec's own keys over it.
 
     Raises:
-        SpecError: a stage that does not exist, or a key that this loop decides.
+        SpecError: a stage that does not exist, or a key that DeepSpeed does not have or this loop decides.
     """
+    check_keys(given)
     given = copy.deepcopy(given)
     stage = given.pop("zero_stage", given.get("zero_optimization", {}).get("stage", 2))
     if stage not in (0, 1, 2, 3):

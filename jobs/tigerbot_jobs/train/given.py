@@ -28,9 +28,14 @@ class WorkerJob:
     run_id: str = ""
 
     @property
+    def data_hash(self) -> str:
+        """Identity of the token shards of training, whatever their paths."""
+        return manifests_hash(folder for folder, _ in self.train)
+
+    @property
     def data_tags(self) -> dict[str, str]:
-        """What MLflow is told of the data: the token shards of training, whatever their paths."""
-        return {"tiger.data": manifests_hash(folder for folder, _ in self.train)}
+        """What MLflow is told of the data."""
+        return {"tiger.data": self.data_hash}
 
 
 def threads_of(spec: TrainSpec, workers: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,23 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tigerbot.cluster import connect
-from tigerbot.errors import ClusterError, DataError, InputError, ModelError
-from tigerbot.models import model_hash, preset_config, tokenizer_hash
+from tigerbot.errors import InputError
 from tigerbot.progress import stage
 from tigerbot.runs import Run, read_json
 from tigerbot.spec import TrainSpec
-from tigerbot.storage import Store, open_store
-from tigerbot.tokens import TokenShards
+from tigerbot.storage import open_store
 from tigerbot.tracking import TrackedRun, tracked
-from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
-from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.checks import checked, local_cpus, slots_of
 from tigerbot_jobs.train.exporter import Exporter, Live
-from tigerbot_jobs.train.given import WorkerJob, threads_of
+from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.goodput import LiveAccount, account, as_metrics
 from tigerbot_jobs.train.islands.run import run_islands
 from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.metrics import Row, append_row, read_rows
-from tigerbot_jobs.train.model import tokenizer_folder
 
 if TYPE_CHECKING:
     from tigerbot_jobs.train.recovery.run import Hire
@@ -51,11 +46,11 @@ def run(run: Run) -> dict[str, Any]:
     """Train; write `model/`, `metrics.jsonl` and checkpoints into the run's folder."""
     spec = run.spec
     assert isinstance(spec, TrainSpec)
-    job = _checked(run, spec)
+    job = checked(run, spec)
     if spec.islands is not None and spec.islands.member is None:
         return run_islands(run, job)
     with tracked(run, job.data_tags) as (_, its_run):
-        cluster = connect(None, num_cpus=_local_cpus(spec))
+        cluster = connect(None, num_cpus=local_cpus(spec))
         try:
             result = _trained(run, job, its_run, alone=cluster.local)
         finally:
@@ -70,13 +65,13 @@ def train_until(run: Run, on_row: Callable[[Row], None], stop: threading.Event, 
     """
     spec = run.spec
     assert isinstance(spec, TrainSpec)
-    _supervise(_checked(run, spec), on_row, _slots(spec), own_node_address(), hire=standing.hire, stop=stop)
+    _supervise(checked(run, spec), on_row, slots_of(spec), own_node_address(), hire=standing.hire, stop=stop)
 
 
 def _trained(run: Run, job: WorkerJob, its_run: TrackedRun, *, alone: bool) -> dict[str, Any]:
     """The run under its hub, to its end. `alone`: no other machine has to reach the hub."""
     spec, rows = job.spec, list[Row]()
-    slots = _slots(spec)
+    slots = slots_of(spec)
     with _exporter(job, rows), stage(f"training {spec.name}", total=spec.train.tokens, unit="tokens") as shown:
 
         def on_row(row: Row) -> None:
@@ -95,74 +90,6 @@ def _trained(run: Run, job: WorkerJob, its_run: TrackedRun, *, alone: bool) -> d
         f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} a second"
     )
     return result
-
-
-def _checked(run: Run, spec: TrainSpec) -> WorkerJob:
-    """The job of every rank, or the one line that says why it cannot be done."""
-    workers = _workers(spec)
-    plan = plan_batches(spec, workers)
-    deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=False)
-    if spec.model.preset:
-        preset_config(spec.model.preset, 512)
-    elif spec.model.path and not Path(spec.model.path).is_dir():
-        raise ModelError("there is no such folder", where=spec.model.path, fix="correct model.path")
-    if spec.model.weights and not Path(spec.model.weights).is_dir():
-        raise ModelError("there is no such folder", where=spec.model.weights, fix="correct model.weights")
-    tokenizer = tokenizer_folder(spec.model)
-    wanted = tokenizer_hash(_tokenizer_exists(tokenizer))
-
-    def source_folder(index: int, name: str) -> Path:
-        return run.folder / "tokens" / f"{name}-{index}"
-
-    length = spec.data.sequence_length
-    train = [
-        (prepared(s, source_folder(i, "train"), tokenizer, length).absolute(), s.weight)
-        for i, s in enumerate(spec.data.train)
-    ]
-    validation = [
-        prepared(s, source_folder(i, "validation"), tokenizer, length).absolute()
-        for i, s in enumerate(spec.data.validation)
-    ]
-    for folder in [*(folder for folder, _ in train), *validation]:
-        shards = TokenShards(folder, length)
-        check_tokenizer(shards, wanted)
-    if spec.model.path and not spec.lora:
-        model_hash(spec.model.path)
-    check_writable(open_store(_absolute_storage(spec).uri), spec.name)
-    local = spec.model_copy(update={"model": _absolute(spec), "storage": _absolute_storage(spec)})
-    return WorkerJob(local, run.hash, str(run.folder.absolute()), train, validation, threads_of(spec, workers))
-
-
-def check_writable(store: Store, name: str) -> None:
-    """Raises: StorageError: nothing can be kept there; better said now than at the first checkpoint."""
-    key = f"{name}/.writable"
-    store.put_bytes(key, b"")
-    store.delete(key)
-
-
-def _workers(spec: TrainSpec) -> int:
-    return spec.scale.bounds[1]
-
-
-def _tokenizer_exists(folder: str) -> str:
-    if not (Path(folder) / "tokenizer.json").exists():
-        raise DataError("has no tokenizer.json", where=folder, fix="run the corpus first, or correct model.tokenizer")
-    return folder
-
-
-def _absolute(spec: TrainSpec) -> Any:
-    """The model's folders as workers, which run elsewhere, find them."""
-    folders = {
-        name: str(Path(value).absolute())
-        for name in ("path", "tokenizer")
-        if (value := getattr(spec.model, name)) is not None and Path(value).exists()
-    }
-    return spec.model.model_copy(update=folders)
-
-
-def _absolute_storage(spec: TrainSpec) -> Any:
-    uri = spec.storage.uri
-    return spec.storage if "://" in uri else spec.storage.model_copy(update={"uri": str(Path(uri).absolute())})
 
 
 def _supervise(
@@ -231,35 +158,6 @@ def _exporter(job: WorkerJob, rows: list[Row]) -> AbstractContextManager[Any]:
     exporter = Exporter(live, port=port)
     print(f"  metrics at {exporter.url}", flush=True)
     return exporter
-
-
-def _local_cpus(spec: TrainSpec) -> int:
-    """Logical CPUs of a cluster of this machine's own: every worker, and every standby the spec names, has a slot."""
-    standbys = spec.scale.standbys if isinstance(spec.scale.standbys, int) else 0
-    return max(os.cpu_count() or 1, math.ceil((_workers(spec) + standbys) * spec.scale.cpus_per_worker))
-
-
-def _slots(spec: TrainSpec) -> int:
-    """Workers that the cluster can hold.
-
-    Raises:
-        ClusterError: fewer than the run needs.
-    """
-    import ray
-
-    has, scale = ray.cluster_resources(), spec.scale
-    slots = int(has.get("CPU", 0) / scale.cpus_per_worker + 1e-6)
-    if scale.gpus_per_worker:
-        slots = min(slots, int(has.get("GPU", 0) / scale.gpus_per_worker + 1e-6))
-    low = scale.bounds[0]
-    if slots < low:
-        raise ClusterError(
-            f"wants at least {low} workers, the cluster can hold {slots} "
-            f"({has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs)",
-            where=f"{spec.name}: scale.workers",
-            fix="ask for fewer, or for less of each",
-        )
-    return slots
 
 
 def own_node_address() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tigerbot.errors import CorruptError, IdentityError
+from tigerbot.errors import CorruptError
 from tigerbot.models import tokenizer_hash
 from tigerbot.storage import open_store
 from tigerbot_jobs.train.checkpoint import Checkpoints, Header
@@ -40,6 +40,7 @@ class Prepared:
             seed=spec.train.seed,
             verify=verify,
         )
+        self.data_hash = job.data_hash
         self.say: Callable[[str], None] = print
         self._module: LanguageModel | None = None
         self._peak = 0.0
@@ -61,19 +62,20 @@ class Prepared:
     def header(self, engine: Engine, step: int, world_size: int, generation: int = 0) -> Header:
         """What a checkpoint of this run says of itself."""
         about = (self.job.hash, self.tokenizer_hash, self.job.threads, generation)
-        return Header(step, world_size, engine.zero_stage, *about)
+        return Header(step, world_size, engine.zero_stage, *about, data_hash=self.data_hash)
 
     def restored(self, engine: Engine) -> Progress:
         """Collective. Put in the newest checkpoint in storage that is whole; step 0 where there never was one.
 
         Raises:
-            IdentityError: it is of another spec or tokenizer.
+            IdentityError: it is of another spec, tokenizer or data.
             CorruptError: there are some, and all are damaged.
         """
         checkpoints, damaged = self.checkpoints(), None
         while (key := checkpoints.latest()) is not None:
             header = checkpoints.header(key)
-            self._check_identity(key, header)
+            identity = {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash, "data_hash": self.data_hash}
+            header.check(f"checkpoint {key}", **identity)
             kept: list[dict[str, Any]] = []
 
             def put(shards: list[ShardMeta], read: Read, kept: list[dict[str, Any]] = kept) -> None:
@@ -91,15 +93,6 @@ class Prepared:
         spec = self.job.spec
         prefix, keep = f"{spec.name}/checkpoints", spec.storage.keep
         return Checkpoints(open_store(spec.storage.uri), prefix, keep=keep, say=self.say)
-
-    def _check_identity(self, key: str, header: Header) -> None:
-        for name, value in {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash}.items():
-            if getattr(header, name) != value:
-                raise IdentityError(
-                    f"{name} was {getattr(header, name)}, now it is {value}",
-                    where=f"checkpoint {key}",
-                    fix="resume it as it was, or --replace to begin anew",
-                )
 
 
 def make_engine(prepared: Prepared, plan: BatchPlan, *, fresh: bool, on_phase: Callable[[str], None] | None) -> Engine:

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from tigerbot_jobs.train.given import WorkerJob, job_from
 from tigerbot_jobs.train.recovery.link import own_address
-from tigerbot_jobs.train.recovery.messages import Back, Hello, Take, decode, encode
+from tigerbot_jobs.train.recovery.messages import Back, Hello, Take
+from tigerbot_jobs.train.recovery.wire import decode, encode
 from tigerbot_jobs.train.watch.notices import SigtermNotice
 
 Answer = TypeVar("Answer")

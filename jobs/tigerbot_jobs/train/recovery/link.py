@@ -29,9 +29,8 @@ from tigerbot_jobs.train.recovery.messages import (
     Save,
     Say,
     Stop,
-    decode,
-    encode,
 )
+from tigerbot_jobs.train.recovery.wire import decode, encode
 
 BEAT_S = 0.25
 HUB_GONE = "the hub is gone"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tigerbot_jobs.train.recovery import messages as say
+from tigerbot_jobs.train.recovery.wire import LINE_LIMIT, decode, encode
 
 _HELLO_S = 10.0
 _LOOK_S = 2.0
@@ -32,7 +33,7 @@ class Peer:
 
     def send(self, message: say.Message) -> None:
         with contextlib.suppress(Exception):
-            self.writer.write(say.encode(message))
+            self.writer.write(encode(message))
 
 
 class Listener(Protocol):
@@ -70,7 +71,7 @@ class Peers:
 
     async def listen(self, host: str) -> tuple[asyncio.Server, str]:
         """Open a free port of `host`; the server and its address."""
-        server = await asyncio.start_server(self._connection, host, 0, limit=say.LINE_LIMIT)
+        server = await asyncio.start_server(self._connection, host, 0, limit=LINE_LIMIT)
         return server, f"{host}:{server.sockets[0].getsockname()[1]}"
 
     async def stop(self, reason: str) -> None:
@@ -165,7 +166,7 @@ class Peers:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = None
         try:
-            hello = say.decode(await asyncio.wait_for(reader.readline(), _HELLO_S))
+            hello = decode(await asyncio.wait_for(reader.readline(), _HELLO_S))
             if not isinstance(hello, say.Hello) or not hmac.compare_digest(hello.token, self._token):
                 return
             if hello.worker in self._condemned:
@@ -174,7 +175,7 @@ class Peers:
             self._join(peer)
             while line := await reader.readline():
                 peer.seen = time.monotonic()
-                self._take(peer, say.decode(line))
+                self._take(peer, decode(line))
         except (TimeoutError, ValueError, ConnectionError, asyncio.LimitOverrunError):
             pass  # a stranger, or a line that broke: `_leave` says what that means
         finally:

@@ -21,12 +21,14 @@ from tigerbot.storage import open_store
 from tigerbot_jobs.train.given import WorkerJob
 from tigerbot_jobs.train.ledger import Ledger, read_events
 from tigerbot_jobs.train.recovery.backend import HEALTH_CHECK_S, Workers
+from tigerbot_jobs.train.recovery.ending import Verdict
 from tigerbot_jobs.train.recovery.entry import train_worker
-from tigerbot_jobs.train.recovery.hub import Hub, HubSettings, Verdict
+from tigerbot_jobs.train.recovery.hub import Hub
 from tigerbot_jobs.train.recovery.inventory import Restored
 from tigerbot_jobs.train.recovery.keeper import SHM, Keeper
 from tigerbot_jobs.train.recovery.messages import Hello
 from tigerbot_jobs.train.recovery.persist import Persister
+from tigerbot_jobs.train.recovery.settings import HubSettings
 from tigerbot_jobs.train.recovery.standing import Staff
 from tigerbot_jobs.train.watch.notices import draining_nodes
 from tigerbot_jobs.train.watch.quarantine import quarantine_of

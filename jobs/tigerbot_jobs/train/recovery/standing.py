@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Protocol
 from tigerbot_jobs.train.given import WorkerJob, job_to
 from tigerbot_jobs.train.recovery.backend import Workers
 from tigerbot_jobs.train.recovery.entry import Place, stand
-from tigerbot_jobs.train.recovery.messages import Back, Hello, Take, decode, encode
+from tigerbot_jobs.train.recovery.messages import Back, Hello, Take
+from tigerbot_jobs.train.recovery.wire import decode, encode
 
 _HELLO_S = 10.0
 _BACK_S = 10.0  # a step may be under way in each

@@ -16,9 +16,9 @@ from tigerbot_jobs.train.engine import Engine
 from tigerbot_jobs.train.keeping import Progress
 from tigerbot_jobs.train.memory import SnapshotBuffer, interval, read_snapshots
 from tigerbot_jobs.train.prepared import Prepared
-from tigerbot_jobs.train.recovery.keeper import dial, fetch_range
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.messages import Form, Saved, ShardAt
+from tigerbot_jobs.train.recovery.shard_server import dial, fetch_range
 from tigerbot_jobs.train.shard import Shard
 
 

@@ -12,8 +12,9 @@ import pytest
 from tigerbot.spec import TrainSpec, parse_spec
 from tigerbot_jobs.train.given import job_from
 from tigerbot_jobs.train.prepared import WorkerJob
-from tigerbot_jobs.train.recovery.messages import Back, Hello, Take, decode, encode
+from tigerbot_jobs.train.recovery.messages import Back, Hello, Take
 from tigerbot_jobs.train.recovery.standing import Desk
+from tigerbot_jobs.train.recovery.wire import decode, encode
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ from tigerbot.spec import TrainSpec, parse_spec
 from tigerbot.storage import open_store
 from tigerbot_jobs.train.ledger import Ledger, read_events
 from tigerbot_jobs.train.recovery import messages as say
-from tigerbot_jobs.train.recovery.hub import Hub, HubSettings
+from tigerbot_jobs.train.recovery.hub import Hub
 from tigerbot_jobs.train.recovery.link import Link
 from tigerbot_jobs.train.recovery.persist import Persister
 from tigerbot_jobs.train.recovery.run import standbys_of
+from tigerbot_jobs.train.recovery.settings import HubSettings
+from tigerbot_jobs.train.recovery.wire import decode, encode
 
 SHARD = say.ShardAt("/dev/shm/x", 64, 10, "n", "n:1", 7, 1, 0, 2, 2)
 
@@ -32,10 +34,10 @@ SHARD = say.ShardAt("/dev/shm/x", 64, 10, "n", "n:1", 7, 1, 0, 2, 2)
     ],
 )
 def test_a_message_survives_the_wire(message: say.Message) -> None:
-    line = say.encode(message)
+    line = encode(message)
 
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert say.decode(line) == message
+    assert decode(line) == message
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_a_message_survives_the_wire(message: say.Message) -> None:
 )
 def test_what_is_no_message_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
-        say.decode(line)
+        decode(line)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_nobody_without_the_secret_is_let_in(hub) -> None:
     _, address, ledger = hub
     host, port = address.split(":")
 
-    for line in (say.encode(hello("stranger", "wrong")), b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100 + b"\n"):
+    for line in (encode(hello("stranger", "wrong")), b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100 + b"\n"):
         with socket.create_connection((host, int(port))) as stranger:
             stranger.sendall(line)
             stranger.settimeout(5)
