@@ -64,7 +64,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
                     logging_level=logging.WARNING,
                     log_to_driver=False,
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # that a node did not start in time is a bare Exception in Ray 2.60
             raise ClusterError(
                 f"Ray cannot be reached ({first_line(error)})", where=address or "local", fix="see `tiger doctor`"
             ) from None
