@@ -22,6 +22,7 @@ from tigerbot.spec import Scale
 from tigerbot_jobs.train.recovery.entry import heed_sigterm
 
 HEALTH_CHECK_S = 1.0  # until Ray begins to replace a worker; the hub knows in a millisecond that it is gone
+_KILLED_S = 30.0  # on a full machine even being killed takes a while
 
 
 class _OwnGroups(Backend):
@@ -101,7 +102,7 @@ class Workers:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             _kill_controllers()
-            self._thread.join(timeout_s)
+            self._thread.join(_KILLED_S)
 
     def _fit(self) -> None:
         try:
