@@ -103,7 +103,14 @@ def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return raw
 
 
-@pytest.mark.parametrize("how", [{}, {"overlap": True}, {"quantize": "none"}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        pytest.param({"overlap": True}, marks=pytest.mark.soak),
+        pytest.param({"quantize": "none"}, marks=pytest.mark.soak),
+    ],
+)
 def test_two_islands_of_different_shape_learn_most_of_what_one_run_learns_and_end_with_the_same_model(
     corpus: Corpus, tmp_path: Path, alone: dict[str, Any], how: dict[str, Any]
 ) -> None:
