@@ -186,7 +186,8 @@ class Story:
         until = time.monotonic() + patience_s
         while (left := self._left()) and time.monotonic() < until:
             time.sleep(0.1)
-        assert not [(one.pid, command_line(one)) for one in left if one.is_running()]
+        there = [(one.pid, one.status(), command_line(one)) for one in left if one.is_running()]
+        assert not there, f"after {patience_s} s there are still {there}"
 
     def check_nothing_is_left(self, patience_s: float = 20) -> None:
         """No process, and nothing in shared memory."""
