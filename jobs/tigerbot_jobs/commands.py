@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.add_typer(nodes_app, name="nodes")
     app.command()(goodput)
+    app.command()(replay)
     app.command()(report)
     app.command()(simulate)
 
@@ -99,6 +100,22 @@ def goodput(
     else:
         for line in goodput_text.table(account, state):
             print(line.rstrip())
+
+
+def replay(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a training run's name, or its folder")],
+    folder: Folder = RUNS,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=0, help="from the newest checkpoint of at most this step; else the newest"),
+    ] = None,
+) -> None:
+    """Do one step of a run twice on this machine and compare the bits: is its memory sound? Example: tiger replay pretrain --step 4000"""
+    from tigerbot_jobs.train.again import replay_step
+
+    found = replay_step(run, folder, step)
+    print(found.line())
+    raise SystemExit(0 if found.found.matches else 1)
 
 
 def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -9,7 +10,12 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from tigerbot.errors import ClusterError, first_line
+
+_STARTS = 3
+_LEAVE_S = 5.0  # Ray's daemons and workers end within a second or two
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Cluster:
         if self.opened:
             import ray
 
+            started = _processes() if self.local else []
             ray.shutdown()
+            _see_off(started)
 
 
 def connect(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> Cluster:
@@ -55,15 +63,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
             if address:
                 ray.init(address=address, logging_level=logging.WARNING)
             else:
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
-                    object_store_memory=200_000_000,
-                    logging_level=logging.WARNING,
-                    log_to_driver=False,
-                )
+                _start(num_cpus, dashboard)
         except Exception as error:  # that a node did not start in time is a bare Exception in Ray 2.60
             raise ClusterError(
                 f"Ray cannot be reached ({first_line(error)})", where=address or "local", fix="see `tiger doctor`"
@@ -73,6 +73,50 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     node: Any = ray._private.worker.global_worker.node  # type: ignore[attr-defined]
     url = node.address_info.get("webui_url") if dashboard else None
     return Cluster(f"http://{url}" if url else "", opened=fresh, local=node.is_head())
+
+
+def _start(num_cpus: int | None, dashboard: bool) -> None:
+    """A cluster of this machine's own. Ray gives its daemons 30 s, which a machine that is busy with others may not have."""
+    import ray
+
+    for tries_left in range(_STARTS - 1, -1, -1):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=200_000_000,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:
+            _see_off([one for one in psutil.Process().children(recursive=True) if one not in before], 0)
+            if not tries_left or isinstance(error, (ValueError, TypeError)):
+                raise
+            print(f"Ray did not start ({first_line(error)}); trying again", flush=True)
+
+
+def _processes() -> list[psutil.Process]:
+    """Everything that runs for the cluster this process started: Ray's daemons and, below the raylet, the workers."""
+    import ray
+
+    node: Any = ray._private.worker.global_worker.node  # type: ignore[attr-defined]
+    found = []
+    for info in (info for infos in node.all_processes.values() for info in infos):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon = psutil.Process(info.process.pid)
+            found += [daemon, *daemon.children(recursive=True)]
+    return found
+
+
+def _see_off(processes: list[psutil.Process], patience_s: float = _LEAVE_S) -> None:
+    """A worker that asks a GCS which is gone does so for a minute before it ends; nobody needs what it does there."""
+    for left in psutil.wait_procs(processes, timeout=patience_s)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 def _keep_handler(on_sigterm: Any) -> None:

@@ -103,15 +103,7 @@ class Checkpoints:
 
     def header(self, key: str) -> Header:
         """Raises: StorageError: it was written by a newer program."""
-        raw = json.loads(self._store.get_bytes(f"{key}/{HEADER}"))
-        if raw["format_version"] != FORMAT_VERSION:
-            newer = raw["format_version"] > FORMAT_VERSION
-            raise StorageError(
-                f"has format version {raw['format_version']}, this program reads {FORMAT_VERSION}",
-                where=self._store.at(key),
-                fix="use a newer program" if newer else "finish it with the program that began it, or --replace",
-            )
-        return Header(**raw)
+        return read_header(self._store, key)
 
     def restore(self, key: str, put: Callable[[list[ShardMeta], Read], None], *, wanted: Any) -> bool:
         """Collective. Hand a checkpoint's shards to `put` (an engine's `restore`) on every rank.
@@ -196,6 +188,19 @@ class _Reading:
     def _differs(self, file: ManifestFile) -> CorruptError:
         where = self._store.at(f"{self._key}/{file.path}")
         return CorruptError("differs from its manifest", where=where, fix="use an older checkpoint")
+
+
+def read_header(store: Store, key: str) -> Header:
+    """Raises: StorageError: it was written by a newer program."""
+    raw = json.loads(store.get_bytes(f"{key}/{HEADER}"))
+    if raw["format_version"] != FORMAT_VERSION:
+        newer = raw["format_version"] > FORMAT_VERSION
+        raise StorageError(
+            f"has format version {raw['format_version']}, this program reads {FORMAT_VERSION}",
+            where=store.at(key),
+            fix="use a newer program" if newer else "finish it with the program that began it, or --replace",
+        )
+    return Header(**raw)
 
 
 def persist_file(store: Store, key: str, source: Path | memoryview, name: str) -> ManifestFile:

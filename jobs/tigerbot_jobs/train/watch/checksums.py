@@ -85,7 +85,7 @@ def replay_matches(run: Callable[[], Hashable], restore: Callable[[], None]) -> 
     """Do one step twice from the same state and compare bits; where they differ, a third time decides.
 
     Args:
-        run: does the step and gives a digest of its result (an int, bytes, a tuple of them).
+        run: does the step and gives a digest of its result (an int, bytes, or a tuple of them by rank).
         restore: puts the state back to before the step; also called at the end, so that training can go on from there.
     """
     seen: list[Hashable] = []
@@ -102,9 +102,18 @@ def replay_matches(run: Callable[[], Hashable], restore: Callable[[], None]) -> 
         text = "the step gave three different results: it is not deterministic, so this says nothing of the hardware"
         return Replay(False, False, text)
     odd = next(index for index, one in enumerate(seen) if seen.count(one) == 1)
+    where = _parts(seen[odd], seen[odd - 1])
     return Replay(
-        False, True, f"run {odd + 1} of 3 of the same step gave other bits: a transient fault of this machine"
+        False, True, f"run {odd + 1} of 3 of the same step gave other bits{where}: a transient fault of this machine"
     )
+
+
+def _parts(odd: Hashable, usual: Hashable) -> str:
+    """Which ranks' results differ, where a result is a tuple by rank."""
+    if not isinstance(odd, tuple) or not isinstance(usual, tuple):
+        return ""
+    ranks = [str(rank) for rank, (one, other) in enumerate(zip(odd, usual, strict=True)) if one != other]
+    return f" on rank {', '.join(ranks)}"
 
 
 def _weighted_digest(tensors: Sequence[Tensor]) -> Tensor:
