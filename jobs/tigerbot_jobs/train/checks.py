@@ -18,6 +18,8 @@ from tigerbot_jobs.train.engine import deepspeed_config
 from tigerbot_jobs.train.given import WorkerJob, threads_of
 from tigerbot_jobs.train.model import tokenizer_folder
 
+_CROWD = 8  # workers to a core: on a laptop a few may share one, a fleet may not
+
 
 def checked(run: Run, spec: TrainSpec) -> WorkerJob:
     """The job of every rank, or the one line that says why it cannot be done."""
@@ -63,9 +65,21 @@ def check_writable(store: Store, name: str) -> None:
 
 
 def local_cpus(spec: TrainSpec) -> int:
-    """Logical CPUs of a cluster of this machine's own: every worker, and every standby the spec names, has a slot."""
+    """Logical CPUs of a cluster of this machine's own: every worker, and every standby the spec names, has a slot.
+
+    Raises:
+        InputError: they would share too few cores to get anywhere.
+    """
     standbys = spec.scale.standbys if isinstance(spec.scale.standbys, int) else 0
-    return max(os.cpu_count() or 1, math.ceil((_workers(spec) + standbys) * spec.scale.cpus_per_worker))
+    wanted = math.ceil((_workers(spec) + standbys) * spec.scale.cpus_per_worker)
+    cores = os.cpu_count() or 1
+    if wanted > _CROWD * cores:
+        raise InputError(
+            f"{_workers(spec) + standbys} workers and standbys want {wanted} CPUs, this machine has {cores}",
+            where=f"{spec.name}: scale.workers",
+            fix="ask for fewer, or submit it to a cluster",
+        )
+    return max(cores, wanted)
 
 
 def slots_of(spec: TrainSpec) -> int:

@@ -49,6 +49,18 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert len(lines) == 1 and said in lines[0]
 
 
+def test_a_fleet_of_workers_is_refused_on_one_machine_and_a_few_to_a_core_are_not(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    spec = as_train(corpus.spec("fleet", tmp_path) | {"scale": {"workers": 32, "standbys": 0}})
+    few = as_train(corpus.spec("few", tmp_path) | {"scale": {"workers": 4, "standbys": 1}})
+
+    with pytest.raises(InputError, match="32 workers and standbys want 32 CPUs, this machine has 2"):
+        checks.local_cpus(spec)
+    assert checks.local_cpus(few) == 5
+
+
 def test_more_workers_than_the_cluster_can_hold_are_refused_with_what_it_has(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
