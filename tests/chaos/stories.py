@@ -64,6 +64,7 @@ class Story:
         scale: dict[str, Any] | None = None,
         inject: Sequence[dict[str, Any]] = (),
         tolerance: dict[str, Any] | None = None,
+        deepspeed: dict[str, Any] | None = None,
         keep: int = 3,
         **fields: Any,
     ) -> None:
@@ -75,6 +76,7 @@ class Story:
             "tracking": {"uri": tracking},
             "fault_tolerance": {"snapshot_every_steps": INTERVAL, "checkpoint_every_steps": 20} | (tolerance or {}),
         }
+        self.raw |= {"deepspeed": deepspeed} if deepspeed else {}
         self.folder, self._cluster = folder, cluster
         (folder / "inject.json").write_text(json.dumps(list(inject)))
         self._spec = as_file(self.raw, folder)

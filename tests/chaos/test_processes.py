@@ -169,6 +169,27 @@ def test_a_bug_that_comes_back_ends_the_run_with_one_line(corpus: Corpus, tracki
 
 
 @pytest.mark.soak
+def test_a_rank_whose_weights_lose_a_bit_is_named_and_replaced_and_its_steps_are_taken_back(
+    corpus: Corpus, tracking: str, tmp_path: Path
+) -> None:
+    flip = {"do": "flip", "rank": 1, "steps": [24, 24], "once": True}
+    three = {"workers": 3, "standbys": 1}
+    with Story(corpus, tmp_path, tracking, scale=three, inject=[flip], deepspeed={"zero_stage": 0}) as story:
+        story.wait_for_generation(1)
+        victim = story.members()[1]
+
+        assert story.wait() == 0
+
+        story.check_books()
+        story.check_nothing_is_left()
+        (fault,) = story.events("fault_seen")
+        assert (fault.text("fault"), fault.whole("rank"), fault.whole("step")) == ("corruption", 1, 30)
+        assert "rank 1 of 3 holds other bits than the 2 that agree" in fault.text("evidence")
+        assert victim not in story.members() and len(story.members()) == 3
+        assert [event.whole("step") for event in story.events("restored")][-1] == 20
+
+
+@pytest.mark.soak
 def test_an_exception_that_does_not_come_back_costs_nothing(
     corpus: Corpus, tracking: str, undisturbed: Ending, tmp_path: Path
 ) -> None:

@@ -3,10 +3,11 @@
 Python imports a module of this name by itself where its folder is on PYTHONPATH, so that nothing in the product knows of
 it. `TIGER_INJECT_FOLDER` takes the records; `TIGER_INJECT` is a JSON list of faults:
 
-    {"do": "nan" | "spike" | "sleep" | "bug" | "wait", ...}
+    {"do": "nan" | "spike" | "sleep" | "bug" | "wait" | "flip", ...}
 
 with `rank`, `world_size`, `steps` and `batches` (first and last, both with it) to say where, `once` to do it a single time
-in the whole run, and `seconds` for `wait`, which slows a step down.
+in the whole run, and `seconds` for `wait`, which slows a step down. `flip` changes one bit of the weights; with it replicas
+are compared every ten steps.
 """
 
 import importlib.machinery
@@ -33,16 +34,19 @@ class _Finder(MetaPathFinder):
 
         def exec_module(module):
             plain(module)
-            _change(module.RankRun)
+            _change(module)
 
         found.loader.exec_module = exec_module
         return found
 
 
-def _change(rank_run):
+def _change(loop):
+    rank_run = loop.RankRun
     plain, folder = rank_run._one_step, os.path.realpath(os.environ["TIGER_INJECT_FOLDER"])
     with open(f"{folder}/inject.json") as file:
         faults = list(enumerate(json.load(file)))
+    if any(fault["do"] == "flip" for _, fault in faults):
+        loop._REPLICAS_EVERY = 10
     # Nodes that are machines of their own have the same process ids.
     record = open(f"{folder}/used-{socket.gethostname()}-{os.getpid()}.jsonl", "a", buffering=1)  # noqa: SIM115
 
@@ -87,6 +91,10 @@ def _do(run, fault):
         raise ValueError("injected")
     if fault["do"] == "wait":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "flip":
+        import torch
+
+        next(tensor for tensor in run._engine.state().values() if tensor.numel() > 9).view(torch.int32)[9] ^= 1 << 20
     elif fault["do"] == "sleep":
         return module.register_forward_pre_hook(lambda *_: time.sleep(86_400))
     elif fault["do"] == "nan":
