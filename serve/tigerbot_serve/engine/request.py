@@ -78,6 +78,7 @@ class TokenEvent:
     p_div: float | None
     p_dev: float | None
     w: float
+    of_prompt: bool = False
 
 
 @dataclass(frozen=True)

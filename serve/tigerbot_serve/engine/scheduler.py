@@ -71,8 +71,8 @@ class Scheduler:
 
     def ending(self) -> list[tuple[Ticket, FinishReason]]:
         """Tickets that end before their text does, and why."""
-        found = [(ticket, ticket.ending()) for ticket in (*self.waiting, *self.running)]
-        return [(ticket, reason) for ticket, reason in found if reason is not None]
+        tickets = (*self.waiting, *self.running)
+        return [(ticket, reason) for ticket in tickets if (reason := ticket.ending()) is not None]
 
     def release(self, ticket: Ticket) -> None:
         """Forget a ticket wherever it stands; its slot is free."""
