@@ -61,10 +61,13 @@ class Shape:
         chunk = self._chunk(0, {} if self.chat else "", None)
         return chunk | {"ensemble": {"phase": phase}} if phase else chunk
 
-    def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
-        """A chunk of text; the prompt's own tokens bring their log-probabilities only."""
+    def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any] | None:
+        """A chunk of text, None where these tokens say nothing yet. The prompt's own bring only log-probabilities."""
         text = "".join(token.text for token in tokens if not token.of_prompt)
-        chunk = self._chunk(index, self._delta(index, text) if self.chat else text, None)
+        delta: Any = self._delta(index, text) if self.chat else text
+        if not (delta or self.logprobs or self.tokens):
+            return None
+        chunk = self._chunk(index, delta, None)
         if self.logprobs:
             chunk["choices"][0]["logprobs"] = self._logprobs(tokens)
         if self.tokens:
@@ -116,7 +119,7 @@ class Shape:
 
     def _delta(self, index: int, text: str) -> dict[str, Any]:
         if not self.calls:
-            return {"content": text}
+            return {"content": text} if text else {}
         return _merged(self._readers.setdefault(index, CallReader()).push(text))
 
     def _chunk(self, index: int, delta: Any, reason: str | None) -> dict[str, Any]:

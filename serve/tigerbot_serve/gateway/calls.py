@@ -12,7 +12,7 @@ from typing import Any
 
 from tigerbot_serve.gateway.messages import CLOSE, OPEN
 
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"arguments"\s*:\s*')
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"arguments"\s*:\s*(?=\S)')
 
 
 class CallReader:

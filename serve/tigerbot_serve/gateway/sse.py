@@ -68,11 +68,10 @@ class EventStream:
                     yield self._shape.beat()
                 elif isinstance(event, PhaseEvent):
                     yield self._shape.beat(event.phase)
-                elif isinstance(event, PromptEvent):
-                    yield self._shape.piece(index, event.tokens)
-                elif isinstance(event, TokenEvent):
-                    if event.text or self._shape.tokens or self._shape.logprobs:
-                        yield self._shape.piece(index, [event])
+                elif isinstance(event, PromptEvent | TokenEvent):
+                    tokens = event.tokens if isinstance(event, PromptEvent) else [event]
+                    if (chunk := self._shape.piece(index, tokens)) is not None:
+                        yield chunk
                 else:
                     spent[index] = event.usage
                     yield self._shape.end(index, event)
