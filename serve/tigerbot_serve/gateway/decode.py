@@ -19,6 +19,7 @@ from tigerbot_serve.engine.grammar import Grammar, Grammars
 from tigerbot_serve.engine.request import EngineStats, FinishEvent, PromptEvent, Request, TokenEvent
 from tigerbot_serve.engine.scheduler import QueueFull
 from tigerbot_serve.engine.ticket import Handle
+from tigerbot_serve.gateway.checks import check_biases, check_size, prompt_field
 from tigerbot_serve.gateway.errors import ApiError, broken, too_late
 from tigerbot_serve.gateway.messages import OPEN, encoded
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling
@@ -76,11 +77,12 @@ async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: 
     if body.model != spec.model_name:
         message = f"model {body.model!r} is not served here; {spec.model_name!r} is"
         raise ApiError(404, message, param="model", code="model_not_found")
-    _check_biases(body, engine.tokenizer)
+    check_biases(body, engine.tokenizer)
+    check_size(body, engine.tokenizer, engine.max_length, spec.http.max_messages)
     toolbox = None
     if isinstance(body, ChatBody):
         toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
-    prompts = _prompts(body, engine.tokenizer, spec)
+    prompts = _prompts(body, engine.tokenizer)
     grammar = await _grammar(body, toolbox, spec, grammars)
     requests = requests_of(body, engine, spec, prompts, grammar, calls=toolbox is not None)
     if isinstance(body, CompletionBody):
@@ -235,23 +237,15 @@ def _room(prompt: Sequence[int], body: Sampling, engine: Decoder) -> int:
         raise ApiError(
             400,
             f"the prompt has {len(prompt)} tokens; 1 to {engine.max_length - 1} fit",
-            param=_prompt_field(body),
+            param=prompt_field(body),
             code="context_length_exceeded",
         )
     return room
 
 
-def _check_biases(body: Sampling, tokenizer: Any) -> None:
-    size = len(tokenizer)
-    for token, _ in body.biases:
-        if token >= size:
-            message = f"logit_bias: there is no token {token}; ids go from 0 to {size - 1}"
-            raise ApiError(400, message, param="logit_bias", code="invalid_value")
-
-
-def _prompts(body: Sampling, tokenizer: Any, spec: ServeSpec) -> list[list[int]]:
+def _prompts(body: Sampling, tokenizer: Any) -> list[list[int]]:
     if isinstance(body, ChatBody):
-        return [_chat_ids(body, tokenizer, spec)]
+        return [_chat_ids(body, tokenizer)]
     assert isinstance(body, CompletionBody)
     if body.limit == 0 and not body.echo:
         raise ApiError(400, "max_tokens: wants to be at least 1, or echo", param="max_tokens", code="invalid_value")
@@ -259,10 +253,7 @@ def _prompts(body: Sampling, tokenizer: Any, spec: ServeSpec) -> list[list[int]]
     return [begin + encode_plain(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
 
 
-def _chat_ids(body: ChatBody, tokenizer: Any, spec: ServeSpec) -> list[int]:
-    if len(body.messages) > spec.http.max_messages:
-        message = f"{len(body.messages)} messages; at most {spec.http.max_messages} are taken"
-        raise ApiError(400, message, param="messages", code="invalid_value")
+def _chat_ids(body: ChatBody, tokenizer: Any) -> list[int]:
     shown = [] if body.tool_choice == "none" else [tool.shown() for tool in body.tools or ()]
     try:
         return encoded(tokenizer, body.messages, shown)
@@ -279,10 +270,6 @@ def _echoed(body: CompletionBody, tokenizer: Any) -> tuple[str, ...]:
         prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=True)
         for prompt in body.prompts
     )
-
-
-def _prompt_field(body: Sampling) -> str:
-    return "messages" if isinstance(body, ChatBody) else "prompt"
 
 
 def _refusal(error: Exception) -> ApiError:

@@ -73,8 +73,8 @@ def test_whatever_a_batch_asks_every_row_keeps_a_token_and_nothing_is_nan(tokeni
     asked = [data.draw(requests(size, grammar)) for _ in range(data.draw(st.integers(1, 4)))]
     spread = data.draw(st.sampled_from([0.01, 5.0, 300.0, 1e6]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    members = [torch.log_softmax(torch.randn(len(asked), size, generator=generator) * spread, -1) for _ in range(2)]
-    mixed_RV = mix(*members, torch.tensor([request.dial for request, _ in asked]), DialSpec())
+    creative_RV, factual_RV = torch.log_softmax(torch.randn(2, len(asked), size, generator=generator) * spread, dim=-1)
+    mixed_RV = mix(creative_RV, factual_RV, torch.tensor([request.dial for request, _ in asked]), DialSpec())
     before_RV = mixed_RV.clone()
     sequences = [sequence_of(tokenizer, request, output) for request, output in asked]
 

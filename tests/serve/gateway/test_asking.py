@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.build import build_engine
+from tigerbot_serve.gateway import decode
 from tigerbot_serve.gateway.app import create_app
 from tigerbot_serve.gateway.keys import KeyRing
 
@@ -228,6 +229,19 @@ def test_text_that_looks_like_a_special_token_is_only_text(api, engine, tokenize
     assert len({tuple(one for one in ids if one in special) for ids in seen}) == 1
     for text, ids in zip(texts, seen, strict=True):
         assert text in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(api, monkeypatch) -> None:
+    monkeypatch.setattr(decode, "encoded", lambda *_: pytest.fail("it was encoded"))
+    monkeypatch.setattr(decode, "encode_plain", lambda *_: pytest.fail("it was encoded"))
+
+    for ask in (
+        lambda: chat(api, messages=[{"role": "user", "content": "长" * 300_000}]),
+        lambda: api.completions.create(model="tiger", prompt=["", "长" * 300_000]),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask()
+        assert refused.value.code == "context_length_exceeded"
 
 
 def test_a_stream_past_its_deadline_ends_with_an_error_object_after_what_it_gave(serve_engine) -> None:
