@@ -10,6 +10,8 @@ import httpx
 import openai
 import pydantic
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from tigerbot.spec import ServeSpec, parse_spec
@@ -229,6 +231,59 @@ def test_text_that_looks_like_a_special_token_is_only_text(api, engine, tokenize
     assert len({tuple(one for one in ids if one in special) for ids in seen}) == 1
     for text, ids in zip(texts, seen, strict=True):
         assert text in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+WORD = st.sampled_from(
+    ["a", "type", "object", "string", "array", "integer", "$ref", "#", "items", "properties", "enum"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-200, 200) | st.floats(-300, 300) | WORD | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORD, inner, max_size=4),
+    max_leaves=8,
+)
+SCHEMA = st.dictionaries(st.sampled_from(["type", "properties", "items", "enum", "$ref", "allOf", "required"]), JSON)
+NEARLY = st.fixed_dictionaries(
+    {},
+    optional={
+        "logit_bias": st.dictionaries(st.integers(-1, 420).map(str), st.integers(-101, 101), max_size=4) | JSON,
+        "response_format": st.fixed_dictionaries(
+            {"type": st.just("json_schema"), "json_schema": st.fixed_dictionaries({"name": WORD, "schema": SCHEMA})}
+        )
+        | JSON,
+        "tools": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "type": st.just("function"),
+                    "function": st.fixed_dictionaries({"name": WORD, "parameters": SCHEMA | JSON}),
+                }
+            ),
+            max_size=2,
+        )
+        | JSON,
+        "tool_choice": st.sampled_from(["none", "auto", "required"]) | JSON,
+        "messages": JSON,
+        "top_k": JSON,
+        "min_p": JSON,
+        "repetition_penalty": JSON,
+    },
+)
+
+
+def test_whatever_is_asked_is_answered_or_refused_with_its_field(api, engine) -> None:
+    http = api._client  # the client's own checks would stop most of these
+
+    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))  # type: ignore[arg-type]
+    @given(NEARLY)
+    def fuzz(fields: dict[str, Any]) -> None:
+        body = {"model": "tiger", "messages": ASK, "max_tokens": 3, "seed": 1} | fields
+        response = http.post("/v1/chat/completions", json=body)
+        assert response.status_code in (200, 400), response.text
+        if response.status_code == 400:
+            assert response.json()["error"]["param"].split(".")[0] in {*fields, "messages"}
+
+    fuzz()
+
+    assert chat(api, max_tokens=2).choices and engine.stats().slots_used == 0
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(api, monkeypatch) -> None:
