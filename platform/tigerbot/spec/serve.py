@@ -61,6 +61,9 @@ class EngineSpec(Part):
     max_length: Count = 512
     max_queue: Count = 256
     prefill_chunk: Count = 256
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 128_000_000
+    # Keys and values of earlier text, of each tenant's own; 0 reads every prompt anew.
+    public_prefix: str | None = None  # a system message that all tenants' prompts may share
 
 
 class ServeSpec(Job):

@@ -79,5 +79,16 @@ class KVCache(Cache):
             for layer, other in zip(mine, theirs, strict=True):
                 layer[to_row, :, :length] = other[from_row, :, :length]
 
+    def read(self, row: int, start: int, stop: int) -> Tensor:
+        """A copy of some positions of a row: keys and values (2, layers, H, T, D)."""
+        both = (self.keys, self.values)
+        return torch.stack([torch.stack([layer[row, :, start:stop] for layer in layers]) for layers in both])
+
+    def write(self, row: int, block_2NHTD: Tensor) -> None:
+        """Make the first positions of a row what `read` gave."""
+        for layers, new_NHTD in zip((self.keys, self.values), block_2NHTD, strict=True):
+            for layer, new_HTD in zip(layers, new_NHTD, strict=True):
+                layer[row, :, : new_HTD.shape[1]] = new_HTD
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._length - self._new

@@ -25,6 +25,7 @@ class Request:
         stop: texts that end the answer and are not part of it, also across token borders.
         logprobs: how many alternatives to give with every token's log-probability; None gives neither.
         verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
+        tenant: whose request it is; what one tenant's prompts left cached is of no use to another.
         want_tokens: keep every token's probabilities in the summary, the draft's too.
     """
 
@@ -39,6 +40,7 @@ class Request:
     verify: bool = False
     max_rewrites: int = 0
     want_tokens: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,16 @@ class PhaseEvent:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens spent. `completion_tokens` are of the text given; abandoned drafts and the judge's prefill are beside."""
+    """Tokens spent. `completion_tokens` are of the text given; abandoned drafts and the judge's prefill are beside.
+
+    `cached_tokens` of the prompt were known from earlier ones and not read again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     draft_tokens: int = 0
     judge_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,3 +118,5 @@ class EngineStats:
     outstanding_tokens: int
     tokens_decoded: int
     steps: int
+    prefix_bytes: int = 0
+    prefix_tokens_reused: int = 0

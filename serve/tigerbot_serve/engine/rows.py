@@ -6,6 +6,7 @@ its side's outermost row.
 
 from __future__ import annotations
 
+from tigerbot_serve.engine.prefix import PrefixCache
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, Caches, Feed, Members
 from tigerbot_serve.ensemble.mixture import Plan
@@ -47,6 +48,13 @@ class Rows:
                 members[hole] = last
         self._plan = None
         return True
+
+    def keep(self, sequence: Sequence, prefix: PrefixCache) -> None:
+        """Leave what the sequence has fed to later prompts: the next turn of a chat begins with it."""
+        ids = (*sequence.prompt_ids, *sequence.output_ids)[: sequence.fed]
+        for side, members in enumerate(self._sides):
+            if sequence in members:
+                prefix.store(side, sequence.request.tenant, ids, self._caches, members.index(sequence))
 
     def clear(self) -> None:
         for members in (*self._sides, self.sequences):

@@ -85,7 +85,7 @@ class Sequence:
         self.output_ids: list[int] = []
         self.tokens: list[TokenEvent] = []
         self.finish_reason: FinishReason | None = None
-        self.prefilled = 0
+        self.prefilled = self.cached = 0  # tokens of the prompt: read or known, known
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._end_ids = end_ids

@@ -116,6 +116,7 @@ class Ticket:
             completion_tokens=len(self.kept.tokens),
             draft_tokens=sum(len(attempt.tokens) for attempt in dropped),
             judge_tokens=self.judge_tokens,
+            cached_tokens=self.attempts[0].cached,
         )
         self._outbox.append(FinishEvent(reason, usage, self._summary(), error))
 

@@ -67,6 +67,16 @@ class Caches:
         mine, theirs = self._of_side[side], source._of_side[side]
         mine.copy_row(theirs, theirs.row(side, from_index), mine.row(side, to_index), length)
 
+    def read(self, side: int, index: int, start: int, stop: int) -> Tensor:
+        """A copy of some positions of a row; see `KVCache.read`."""
+        mine = self._of_side[side]
+        return mine.read(mine.row(side, index), start, stop)
+
+    def write(self, side: int, index: int, block: Tensor) -> None:
+        """Make a row's first positions what `read` gave."""
+        mine = self._of_side[side]
+        mine.write(mine.row(side, index), block)
+
 
 class Members:
     """One or two models with one vocabulary.

@@ -145,10 +145,12 @@ def usage(spent: Iterable[Usage]) -> dict[str, Any]:
     given = sum(one.completion_tokens for one in all_spent)
     drafts = sum(one.draft_tokens for one in all_spent)
     judged = sum(one.judge_tokens for one in all_spent)
+    cached = min((one.cached_tokens for one in all_spent), default=0)  # of n answers, the one whose prompt was read
     return {
         "prompt_tokens": prompt,
         "completion_tokens": given + drafts,
         "total_tokens": prompt + given + drafts,
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": drafts, "draft_tokens": drafts, "judge_tokens": judged},
     }
 

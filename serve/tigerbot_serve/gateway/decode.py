@@ -44,8 +44,8 @@ class ClientGone(Exception):
     """Nobody is there to be answered."""
 
 
-def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Request]:
-    """The engine requests of a body, one for each of its `n` answers.
+def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec, tenant: str = "") -> list[Request]:
+    """The engine requests of a body, one for each of its `n` answers. `tenant` is the key they came with.
 
     Raises:
         ApiError: 404 another model, 400 the prompt does not fit.
@@ -78,6 +78,7 @@ def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Reques
             verify=held,
             max_rewrites=rewrites if held else 0,
             want_tokens=bool(body.ensemble_tokens),
+            tenant=tenant,
         )
         for index in range(body.n or 1)
     ]
