@@ -66,6 +66,14 @@ class EngineSpec(Part):
     public_prefix: str | None = None  # a system message that all tenants' prompts may share
 
 
+class GrammarSpec(Part):
+    """What `response_format` and tools may ask for: the largest schema, and how many compiled ones are kept."""
+
+    max_schema_bytes: Count = 65_536
+    max_depth: Annotated[Count, Field(le=64)] = 24
+    cached: Count = 64
+
+
 class ServeSpec(Job):
     """An ensemble behind one OpenAI-compatible endpoint."""
 
@@ -76,5 +84,6 @@ class ServeSpec(Job):
     dial: DialSpec = DialSpec()
     judge: JudgeSpec = JudgeSpec()
     engine: EngineSpec = EngineSpec()
+    grammar: GrammarSpec = GrammarSpec()
     http: HttpSpec = HttpSpec()
     scale: ServeScale = ServeScale()

@@ -1,6 +1,6 @@
 """The engine: one thread that owns torch and steps every running sequence, requests in, events out.
 
-A step is: drop who cancelled, admit who waits, decode one token of every sequence, read on in the prompts, deliver.
+A step is: drop who left or is late, admit who waits, decode one token of every sequence, read on in prompts, deliver.
 What fails ends the requests that it was about with an error, and the engine lives on. When memory runs out, what is
 kept for later prompts goes first and then the youngest request. It knows nothing about HTTP.
 
@@ -55,7 +55,7 @@ class Engine:
         self._rows = Rows(self.members, spec.slots, self.max_length)
         public = public_prefixes(self.tokenizer, spec.public_prefix)
         self._prefix = PrefixCache(self.members.hashes, spec.prefix_cache_bytes, public)
-        self._reader = Reader(self.members, self._prefix, self.max_length)
+        self._reader = Reader(self.mixture, self._prefix, self.max_length)
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -137,17 +137,17 @@ class Engine:
 
     def step(self) -> None:
         """One round over everything that runs."""
-        self._drop_cancelled()
+        self._drop_ending()
         self._admit()
         self._decode()
         self._prefill()
         self._deliver()
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ending(self) -> None:
         with self._lock:
-            cancelled = self._scheduler.cancelled()
-        for ticket in cancelled:
-            self._finish(ticket, "cancelled")
+            ending = self._scheduler.ending()
+        for ticket, reason in ending:
+            self._finish(ticket, reason)
 
     def _admit(self) -> None:
         with self._lock:
@@ -199,7 +199,8 @@ class Engine:
                     self._prefix.clear()
                     return 0
                 for ticket in (work.ticket, *work.twins):
-                    self._finish(ticket, "error", _line(error))
+                    if ticket in self._scheduler.running:
+                        self._finish(ticket, "error", _line(error))
         return budget
 
     def _may_read_again(self, lane: Lane, work: Prefill) -> bool:
@@ -219,9 +220,14 @@ class Engine:
     def _first_tokens(self, work: Prefill, states: States) -> None:
         """Everybody whose prompt this was draws from the same states."""
         tickets = [work.ticket, *work.twins]
+        for ticket in work.twins:
+            ticket.current.prefilled = ticket.current.cached = len(work.ids)
+        work.ticket.prompt_read()
+        if not work.ticket.current.max_tokens:  # only the prompt's own log-probabilities are wanted
+            work.ticket.current.finish_reason = "length"
+            self._attempt_ended(work.ticket)
+            return
         sequences = [ticket.current for ticket in tickets]
-        for twin in sequences[1:]:
-            twin.prefilled = twin.cached = len(twin.prompt_ids)
         rows = [[None if state is None else 0] * len(tickets) for state in states]
         self._advance(sequences, plan_of(sequences, (rows[0], rows[1]), self.members.device), *states)
         for ticket, sequence in zip(tickets, sequences, strict=True):
@@ -245,7 +251,7 @@ class Engine:
         attempt = ticket.current
         answer_ids = [token.token_id for token in attempt.answer]
         reading = None
-        if ticket.request.verify:
+        if ticket.to_judge:
             reading = self.judge.reading(ticket.request.dial, attempt.prompt_ids, answer_ids)
         if reading is not None:
             if not ticket.rewrites:

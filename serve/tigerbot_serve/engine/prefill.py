@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tigerbot_serve.engine.echo import read_prompt
 from tigerbot_serve.engine.prefix import PrefixCache
 from tigerbot_serve.engine.scheduler import Lane, Prefill
-from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, NOTHING, Caches, Feed, Members
+from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, NOTHING, Caches, Feed
+from tigerbot_serve.ensemble.mixture import Mixture
 
 States = tuple[Tensor | None, Tensor | None]
 
@@ -21,9 +23,9 @@ States = tuple[Tensor | None, Tensor | None]
 class Reader:
     """The scratch rows and the prefix cache."""
 
-    def __init__(self, members: Members, prefix: PrefixCache, max_length: int) -> None:
-        self._members, self._prefix = members, prefix
-        self._scratch = {lane: members.caches(1, max_length) for lane in Lane}
+    def __init__(self, mixture: Mixture, prefix: PrefixCache, max_length: int) -> None:
+        self._mixture, self._members, self._prefix = mixture, mixture.members, prefix
+        self._scratch = {lane: self._members.caches(1, max_length) for lane in Lane}
 
     def scratch(self, work: Prefill) -> Caches:
         """Where the work's tokens are read into: row 0 of each side."""
@@ -49,6 +51,8 @@ class Reader:
             factual_1Td = states[FACTUAL]
             assert factual_1Td is not None
             work.reading.feed(start, factual_1Td[0])
+        else:
+            read_prompt(self._mixture, work.ticket.current, start, *states)
         for side in fed:
             work.done[side] = stop
         self._count(work, sides)
@@ -65,11 +69,13 @@ class Reader:
     def _begin(self, work: Prefill, sides: tuple[int, ...]) -> None:
         """Take what is known. The states of the last prompt token, and of a judged answer, are wanted: they are read."""
         limit = work.reading.prompt_length - 1 if work.reading is not None else len(work.ids) - 1
+        work.begun = True
+        if work.reading is None and work.ticket.request.prompt_logprobs is not None:
+            return  # every state is wanted
         for side in sides:
             work.done[side] = self._prefix.restore(
                 side, work.ticket.request.tenant, work.ids[:limit], self.scratch(work)
             )
-        work.begun = True
         if work.reading is None:
             work.ticket.current.cached = min(work.done[side] for side in sides)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from tigerbot.errors import ServeError
+from tigerbot_serve.engine.request import FinishReason
 from tigerbot_serve.engine.ticket import Ticket
 from tigerbot_serve.ensemble.judge import Reading
 
@@ -61,6 +62,7 @@ class Prefill:
             and self.ids == other.ids
             and mine.current.dial == theirs.current.dial
             and mine.request.tenant == theirs.request.tenant
+            and mine.request.prompt_logprobs is theirs.request.prompt_logprobs is None
         )
 
 
@@ -121,8 +123,10 @@ class Scheduler:
         for other in same:
             lane.remove(other)
 
-    def cancelled(self) -> list[Ticket]:
-        return [ticket for ticket in (*self.waiting, *self.running) if ticket.handle.cancelled]
+    def ending(self) -> list[tuple[Ticket, FinishReason]]:
+        """Tickets that end before their text does, and why."""
+        found = [(ticket, ticket.ending()) for ticket in (*self.waiting, *self.running)]
+        return [(ticket, reason) for ticket, reason in found if reason is not None]
 
     def release(self, ticket: Ticket) -> None:
         """Forget a ticket wherever it stands; its slot is free."""

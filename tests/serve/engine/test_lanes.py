@@ -12,7 +12,7 @@ from tigerbot_serve.engine.scheduler import Lane, Prefill, Scheduler
 
 
 def ticket(**request: Any) -> Any:
-    asked = SimpleNamespace(tenant="", **request)
+    asked = SimpleNamespace(tenant="", prompt_logprobs=None, **request)
     return SimpleNamespace(current=SimpleNamespace(dial=0.5, prompt_ids=(1,)), request=asked)
 
 
