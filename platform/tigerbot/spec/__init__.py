@@ -12,7 +12,7 @@ from tigerbot.spec.identity import flat, spec_changes, spec_difference, spec_has
 from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
 from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
-from tigerbot.spec.serve import DialSpec, EngineSpec, GrammarSpec, JudgeSpec, MembersSpec, ServeSpec
+from tigerbot.spec.serve import DialSpec, EngineSpec, GateSpec, GrammarSpec, JudgeSpec, MembersSpec, ServeSpec
 from tigerbot.spec.simulate import (
     BuySpec,
     FailureSpec,
@@ -33,10 +33,11 @@ __all__ = [
     "DataSource",
     "DialSpec",
     "EngineSpec",
-    "GrammarSpec",
     "EvalSpec",
     "FailureSpec",
     "FaultKind",
+    "GateSpec",
+    "GrammarSpec",
     "HeadsSpec",
     "HumanSpec",
     "Islands",

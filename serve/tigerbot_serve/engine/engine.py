@@ -4,7 +4,6 @@ A step is: drop who left or is late, admit who waits, decode one token of every 
 What fails ends the requests that it was about with an error, and the engine lives on. When memory runs out, what is
 kept for later prompts goes first and then the youngest request. It knows nothing about HTTP.
 
-Legend: R sequences of a step, d hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import threading
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
+from tigerbot_serve.engine.decoding import Decoding, Taken, last
 from tigerbot_serve.engine.memory import out_of_memory
 from tigerbot_serve.engine.prefill import Reader, States
 from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
@@ -31,7 +30,7 @@ from tigerbot_serve.engine.scheduler import Lane, Prefill, Scheduler
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.engine.ticket import Handle, Ticket
 from tigerbot_serve.ensemble.judge import Judge
-from tigerbot_serve.ensemble.mixture import Mixture, Plan
+from tigerbot_serve.ensemble.mixture import Mixture
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +51,15 @@ class Engine:
         self._threads = threads
         self._end_ids = frozenset(end_token_ids(self.tokenizer))
         self._scheduler = Scheduler(spec.slots, spec.max_queue, spec.prefill_chunk)
-        self._rows = Rows(self.members, spec.slots, self.max_length)
+        self._rows = Rows(self.members, spec.slots, self.max_length + Decoding.slack(spec))
+        self._decoding = Decoding(mixture, spec)
         public = public_prefixes(self.tokenizer, spec.public_prefix)
         self._prefix = PrefixCache(self.members.hashes, spec.prefix_cache_bytes, public)
         self._reader = Reader(self.mixture, self._prefix, self.max_length)
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._steps = self._decoded = 0
+        self._steps = self._decoded = self._gated = 0
 
     @property
     def alive(self) -> bool:
@@ -133,6 +133,8 @@ class Engine:
                 steps=self._steps,
                 prefix_bytes=self._prefix.bytes,
                 prefix_tokens_reused=self._prefix.reused,
+                tokens_gated=self._gated,
+                gate_variation=self._decoding.gate.meter.variation if self._decoding.gate else 0.0,
             )
 
     def step(self) -> None:
@@ -162,7 +164,7 @@ class Engine:
             return
         decoded = self._decoded
         try:
-            self._decode_rows()
+            self._give(self._decoding.step(self._rows))
         except Exception as error:
             log.exception("decoding failed")
             spared = out_of_memory(error) and self._decoded == decoded
@@ -174,13 +176,10 @@ class Engine:
                 self._finish(ticket, "error", _line(error))
         for ticket in list(self._scheduler.running):
             if ticket.current.finish_reason is not None and ticket.current in self._rows.sequences:
+                self._gated += ticket.current.skipped
                 self._rows.keep(ticket.current, self._prefix)
                 self._rows.remove(ticket.current)
                 self._attempt_ended(ticket)
-
-    def _decode_rows(self) -> None:
-        creative, factual = self.members.forward(self._rows.caches, self._rows.feeds())
-        self._advance(self._rows.sequences, self._rows.plan(), _last(creative), _last(factual))
 
     def _prefill(self) -> None:
         """Read on in the prompts, `prefill_chunk` tokens a step, so that a long one does not freeze the others."""
@@ -214,7 +213,7 @@ class Engine:
             if work.reading is not None:
                 self._judged(work)
             else:
-                self._first_tokens(work, (_last(states[0]), _last(states[1])))
+                self._first_tokens(work, (last(states[0]), last(states[1])))
         return read
 
     def _first_tokens(self, work: Prefill, states: States) -> None:
@@ -229,22 +228,20 @@ class Engine:
             return
         sequences = [ticket.current for ticket in tickets]
         rows = [[None if state is None else 0] * len(tickets) for state in states]
-        self._advance(sequences, plan_of(sequences, (rows[0], rows[1]), self.members.device), *states)
+        plan = plan_of(sequences, (rows[0], rows[1]), self.members.device)
+        self._give(list(zip(sequences, choose(self.mixture, sequences, plan, *states), strict=True)))
         for ticket, sequence in zip(tickets, sequences, strict=True):
             if sequence.finish_reason is None:
                 self._rows.add(sequence, self._reader.scratch(work))
             else:
                 self._attempt_ended(ticket)
 
-    def _advance(
-        self, sequences: list[Sequence], plan: Plan, creative_Cd: Tensor | None, factual_Fd: Tensor | None
-    ) -> None:
-        """Every sequence takes its next token; requests that are not held give it out."""
-        events = choose(self.mixture, sequences, plan, creative_Cd, factual_Fd)
+    def _give(self, taken: Taken) -> None:
+        """Tokens were taken; requests that are not held give them out."""
         tickets = {id(ticket.current): ticket for ticket in self._scheduler.running}
-        for sequence, event in zip(sequences, events, strict=True):
+        for sequence, event in taken:
             tickets[id(sequence)].token(event)
-        self._decoded += len(events)
+        self._decoded += len(taken)
 
     def _attempt_ended(self, ticket: Ticket) -> None:
         """A text is whole: give it, or have it judged."""
@@ -333,10 +330,6 @@ class Engine:
             while self._scheduler.idle and not self._stopping:
                 self._lock.wait()
             return not self._stopping
-
-
-def _last(hidden_RTd: Tensor | None) -> Tensor | None:
-    return None if hidden_RTd is None else hidden_RTd[:, -1]
 
 
 def _line(error: Exception) -> str:

@@ -112,13 +112,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Summary:
-    """The `ensemble` object of an answer."""
+    """The `ensemble` object of an answer. `gate_rate`: the share of tokens taken without the second member, if any."""
 
     dial: float
     w_mean: float
     p_dev_max: float | None
     verdict: Verdict
     rewrites: int = 0
+    gate_rate: float | None = None
     tokens: tuple[TokenEvent, ...] = ()
     draft: str | None = None
     draft_tokens: tuple[TokenEvent, ...] = ()
@@ -149,3 +150,5 @@ class EngineStats:
     steps: int
     prefix_bytes: int = 0
     prefix_tokens_reused: int = 0
+    tokens_gated: int = 0
+    gate_variation: float = 0.0

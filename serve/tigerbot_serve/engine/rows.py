@@ -6,6 +6,8 @@ its side's outermost row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
 from tigerbot_serve.engine.prefix import PrefixCache
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, Caches, Feed, Members
@@ -51,7 +53,7 @@ class Rows:
 
     def keep(self, sequence: Sequence, prefix: PrefixCache) -> None:
         """Leave what the sequence has fed to later prompts: the next turn of a chat begins with it."""
-        ids = (*sequence.prompt_ids, *sequence.output_ids)[: sequence.fed]
+        ids = (*sequence.prompt_ids, *sequence.output_ids)[: sequence.fed - sequence.debt]
         for side, members in enumerate(self._sides):
             if sequence in members:
                 prefix.store(side, sequence.request.tenant, ids, self._caches, members.index(sequence))
@@ -66,6 +68,17 @@ class Rows:
         creative = self._sides[CREATIVE][::-1]  # the outermost row is the first of the view
         factual = self._sides[FACTUAL]
         return _feed(creative), _feed(factual)
+
+    def pick(self, side: int, sequences: list[Sequence], back: Many[int] = (), width: int = 1) -> Feed:
+        """Some sequences' last `back + 1` tokens (one where not given) in their rows of a side, filled up to `width`."""
+        index = {id(one): place for place, one in enumerate(self._sides[side])}
+        back = back or [0] * len(sequences)
+        ids = [
+            [*one.output_ids[-(more + 1) :], *[0] * (width - more - 1)]
+            for one, more in zip(sequences, back, strict=True)
+        ]
+        starts = [one.fed - more for one, more in zip(sequences, back, strict=True)]
+        return Feed(ids, starts, [index[id(one)] for one in sequences])
 
     def plan(self) -> Plan:
         """The plan of the sequences as they are now, made again only when one came or went."""

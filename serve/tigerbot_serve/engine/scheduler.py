@@ -125,8 +125,12 @@ class Scheduler:
 
     def ending(self) -> list[tuple[Ticket, FinishReason]]:
         """Tickets that end before their text does, and why."""
-        found = [(ticket, ticket.ending()) for ticket in (*self.waiting, *self.running)]
-        return [(ticket, reason) for ticket, reason in found if reason is not None]
+        found: list[tuple[Ticket, FinishReason]] = []
+        for ticket in (*self.waiting, *self.running):
+            reason = ticket.ending()
+            if reason is not None:
+                found.append((ticket, reason))
+        return found
 
     def release(self, ticket: Ticket) -> None:
         """Forget a ticket wherever it stands; its slot is free."""
