@@ -64,6 +64,13 @@ class GateSpec(Part):
     max_debt: Count = 32
 
 
+class SpeculateSpec(Part):
+    """One member drafts `tokens`, the other verifies them in one pass, while few sequences decode. Exact."""
+
+    tokens: Annotated[Count, Field(le=16)] = 4
+    max_sequences: Annotated[Count, Field(le=4)] = 2
+
+
 class EngineSpec(Part):
     slots: Annotated[Count, Field(le=1024)] = 16
     max_length: Count = 512
@@ -72,6 +79,7 @@ class EngineSpec(Part):
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 128_000_000
     # Keys and values of earlier text, of each tenant's own; 0 reads every prompt anew.
     gate: GateSpec | None = None
+    speculate: SpeculateSpec | None = None
     public_prefix: str | None = None  # a system message that all tenants' prompts may share
 
 

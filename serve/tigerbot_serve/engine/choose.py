@@ -49,7 +49,7 @@ def choose(
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
     expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
-    return record(sequences, ids_R.tolist(), _tops(mixed.logprobs_RV, sequences), numbers)
+    return record(sequences, ids_R.tolist(), tops(mixed.logprobs_RV, sequences), numbers)
 
 
 def record(
@@ -72,7 +72,7 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _tops(logprobs_RV: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
+def tops(logprobs_RV: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
     """The most likely alternatives of those who asked."""
     wanted = [sequence.request.logprobs or 0 for sequence in sequences]
     if not any(wanted):

@@ -1,7 +1,7 @@
 """A step of everything that decodes: which members run for which sequences, and in which mode.
 
 Plainly all rows take one token in one forward of each member. With a gate the first member of some sequences runs
-before it is known whether the second one has to. This module knows nothing about tickets or prompts.
+before it is known whether the second one has to. Few sequences may decode speculatively, several tokens a step. This module knows nothing about tickets or prompts.
 
 Legend: R rows of a forward, T tokens fed a row, d hidden width.
 """
@@ -12,15 +12,13 @@ from torch import Tensor
 
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
-from tigerbot_serve.engine.gate import Ahead, Gate, first_side
-from tigerbot_serve.engine.request import TokenEvent
+from tigerbot_serve.engine.gate import Ahead, Gate
+from tigerbot_serve.engine.half import first_side
 from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.engine.speculate import SIDES, Speculation, Taken
 from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL
 from tigerbot_serve.ensemble.mixture import Mixture
-
-Taken = list[tuple[Sequence, TokenEvent]]
-SIDES = (CREATIVE, FACTUAL)
 
 
 class Decoding:
@@ -28,15 +26,20 @@ class Decoding:
 
     def __init__(self, mixture: Mixture, spec: EngineSpec) -> None:
         self._mixture, self._members = mixture, mixture.members
-        self.gate = Gate(mixture, spec.gate) if spec.gate and not mixture.members.alone else None
+        pair = not mixture.members.alone
+        self.gate = Gate(mixture, spec.gate) if spec.gate and pair else None
+        self.speculation = Speculation(mixture, spec.speculate) if spec.speculate and pair else None
 
     @staticmethod
     def slack(spec: EngineSpec) -> int:
         """Cache positions beyond a sequence's own that a step may write: rows of one forward are filled up alike."""
-        return spec.gate.max_debt + 1 if spec.gate else 0
+        debt = spec.gate.max_debt if spec.gate else 0
+        return max(debt, spec.speculate.tokens if spec.speculate else 0) + 1
 
     def step(self, rows: Rows) -> Taken:
-        """The next token of every sequence."""
+        """The next token of every sequence, or tokens."""
+        if self.speculation is not None and self.speculation.applies(rows.sequences):
+            return self.speculation.cycle(rows)
         if self.gate is not None:
             looked = [sequence for sequence in rows.sequences if self.gate.looks(sequence)]
             if looked:
@@ -78,7 +81,16 @@ class Decoding:
         states: tuple[Tensor | None, Tensor | None] = (None, None)
         if any(asking):
             width = 1 + max(sequence.debt for side in SIDES for sequence in asking[side])
-            fed = [rows.pick(side, asking[side], [one.debt for one in asking[side]], width) for side in SIDES]
+            fed = [
+                rows.pick(
+                    side,
+                    asking[side],
+                    [one.output_ids[-(one.debt + 1) :] for one in asking[side]],
+                    [one.fed - one.debt for one in asking[side]],
+                    width,
+                )
+                for side in SIDES
+            ]
             states = self._members.forward(rows.caches, (fed[CREATIVE], fed[FACTUAL]))
         taken: Taken = []
         for ahead in aheads:

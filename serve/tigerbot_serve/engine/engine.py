@@ -20,7 +20,7 @@ from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
-from tigerbot_serve.engine.decoding import Decoding, Taken, last
+from tigerbot_serve.engine.decoding import Decoding, last
 from tigerbot_serve.engine.memory import out_of_memory
 from tigerbot_serve.engine.prefill import Reader, States
 from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
@@ -28,6 +28,7 @@ from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
 from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.scheduler import Lane, Prefill, Scheduler
 from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.engine.speculate import Taken
 from tigerbot_serve.engine.ticket import Handle, Ticket
 from tigerbot_serve.ensemble.judge import Judge
 from tigerbot_serve.ensemble.mixture import Mixture
@@ -134,6 +135,8 @@ class Engine:
                 prefix_bytes=self._prefix.bytes,
                 prefix_tokens_reused=self._prefix.reused,
                 tokens_gated=self._gated,
+                tokens_drafted=self._decoding.speculation.drafted if self._decoding.speculation else 0,
+                drafts_kept=self._decoding.speculation.kept if self._decoding.speculation else 0,
                 gate_variation=self._decoding.gate.meter.variation if self._decoding.gate else 0.0,
             )
 
@@ -162,12 +165,13 @@ class Engine:
         sequences = list(self._rows.sequences)
         if not sequences:
             return
-        decoded = self._decoded
+        before = sum(len(sequence.output_ids) for sequence in sequences)
         try:
             self._give(self._decoding.step(self._rows))
         except Exception as error:
             log.exception("decoding failed")
-            spared = out_of_memory(error) and self._decoded == decoded
+            taken = sum(len(sequence.output_ids) for sequence in sequences) - before
+            spared = out_of_memory(error) and not taken
             if spared and self._prefix.bytes:
                 self._prefix.clear()
                 return

@@ -31,6 +31,7 @@ from tigerbot.surprise import linger
 from tigerbot_serve.engine.certain import certain, coupled, decided
 from tigerbot_serve.engine.choose import record
 from tigerbot_serve.engine.distribution import probabilities, steered
+from tigerbot_serve.engine.half import given_temperatures, read_head, weight
 from tigerbot_serve.engine.request import TokenEvent
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.ensemble.dial import creative_weight, mix, temperature
@@ -93,10 +94,10 @@ class Gate:
         """Read the first member's states; one draw a token is made here."""
         mixture, spec, device = self._mixture, self._mixture.spec, hidden_Rd.device
         own_RV = mixture.members.log_probabilities(side, hidden_Rd)
-        p_R = self.read_head(side, hidden_Rd, [sequence.surprise for sequence in sequences])
+        p_R = read_head(self._mixture, side, hidden_Rd, [sequence.surprise for sequence in sequences])
         dial_R = torch.tensor([sequence.dial for sequence in sequences], device=device)
-        given_R = _given(sequences, device)
-        low_R, middle_R, high_R = (self._weight(side, dial_R, p_R, other) for other in (0.0, 0.5, 1.0))
+        given_R = given_temperatures(sequences, device)
+        low_R, middle_R, high_R = (weight(mixture, side, dial_R, p_R, other) for other in (0.0, 0.5, 1.0))
         low_R, high_R = torch.minimum(low_R, high_R), torch.maximum(low_R, high_R)
         cool_R, hot_R = (temperature(w_R, given_R, spec) for w_R in (low_R, high_R))
         draws = [sequence.rng.random() for sequence in sequences]
@@ -154,13 +155,13 @@ class Gate:
                 self._catch_up(sequence, hidden_Kd)
         theirs_RV = self._mixture.members.log_probabilities(side, last_Rd)
         own_RV, own_p_R = ahead.own_RV[rows], None if ahead.p_R is None else ahead.p_R[rows]
-        their_p_R = self.read_head(side, last_Rd, [sequence.surprise for sequence in sequences])
+        their_p_R = read_head(self._mixture, side, last_Rd, [sequence.surprise for sequence in sequences])
         creative_RV, factual_RV = (own_RV, theirs_RV) if ahead.side == CREATIVE else (theirs_RV, own_RV)
         p_div_R, p_dev_R = (own_p_R, their_p_R) if ahead.side == CREATIVE else (their_p_R, own_p_R)
         dial_R = torch.tensor([sequence.dial for sequence in sequences], device=own_RV.device)
         w_R = creative_weight(dial_R, p_div_R, p_dev_R, spec)
         mixed_RV = mix(creative_RV, factual_RV, w_R, spec)
-        heat_R = temperature(w_R, _given(sequences, own_RV.device), spec)
+        heat_R = temperature(w_R, given_temperatures(sequences, own_RV.device), spec)
         target_RV = probabilities(mixed_RV, heat_R, sequences, spec.plausibility)
         if ahead.alone_RV is not None:
             self._measure(ahead, rows, target_RV)
@@ -180,15 +181,6 @@ class Gate:
             sequence.debt = 0
         return record(sequences, ids_R.tolist(), [()] * len(rows), numbers_R5.tolist())
 
-    def read_head(self, side: int, hidden_Rd: Tensor, surprises: list[float]) -> Tensor | None:
-        heads = self._mixture.heads
-        if heads is None:
-            return None
-        if side == CREATIVE:
-            return heads.p_div(hidden_Rd)
-        surprise_R1 = torch.tensor(surprises, dtype=torch.float32, device=hidden_Rd.device)[:, None]
-        return heads.p_dev(torch.cat([hidden_Rd.float(), surprise_R1], dim=1))
-
     def _catch_up(self, sequence: Sequence, hidden_Kd: Tensor) -> None:
         """What the factual member makes of tokens that were taken without it: its surprise at each, and their p_dev."""
         owed = sequence.debt
@@ -199,19 +191,11 @@ class Gate:
         surprises = [sequence.surprise]
         for logprob in logprobs_KV.gather(1, following[:, None])[:, 0].tolist():
             surprises.append(linger(surprises[-1], -logprob))
-        read_K = self.read_head(FACTUAL, hidden_Kd[:owed], surprises[:-1])
+        read_K = read_head(self._mixture, FACTUAL, hidden_Kd[:owed], surprises[:-1])
         assert read_K is not None
         for index, p_dev in enumerate(read_K.tolist()):
             sequence.read_p_dev(p_dev, back=owed - index)
         sequence.surprise = surprises[-1]
-
-    def _weight(self, side: int, dial_R: Tensor, p_R: Tensor | None, other: float) -> Tensor:
-        """w where the other member's head would say `other`."""
-        if p_R is None:
-            return dial_R
-        other_R = torch.full_like(p_R, other)
-        both = (p_R, other_R) if side == CREATIVE else (other_R, p_R)
-        return creative_weight(dial_R, *both, self._mixture.spec)
 
     def _runs(self, sequence: Sequence) -> bool:
         """Whether skipping pays: the expected run of a chance s is 1 / (1 - s) tokens."""
@@ -261,13 +245,3 @@ class Meter:
 def place(other: float, top: float) -> tuple[int, int]:
     """Where the meter keeps tokens of this weight of the other member and this probability of the best token."""
     return int(10 * other), min(10, int(-math.log2(max(1 - top, 1e-9))))
-
-
-def first_side(sequence: Sequence) -> int:
-    """The member that always runs."""
-    return CREATIVE if sequence.dial >= 0.5 else FACTUAL
-
-
-def _given(sequences: list[Sequence], device: torch.device) -> Tensor:
-    given = [math.nan if sequence.temperature is None else sequence.temperature for sequence in sequences]
-    return torch.tensor(given, dtype=torch.float32, device=device)

@@ -152,3 +152,5 @@ class EngineStats:
     prefix_tokens_reused: int = 0
     tokens_gated: int = 0
     gate_variation: float = 0.0
+    tokens_drafted: int = 0
+    drafts_kept: int = 0

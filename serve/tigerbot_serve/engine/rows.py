@@ -46,7 +46,8 @@ class Rows:
                 continue
             hole, last = members.index(sequence), members.pop()
             if last is not sequence:
-                self._caches.copy(self._caches, side, len(members), hole, last.fed)
+                # One more than is fed: who verified a draft may have read the last token already.
+                self._caches.copy(self._caches, side, len(members), hole, last.fed + 1)
                 members[hole] = last
         self._plan = None
         return True
@@ -69,16 +70,20 @@ class Rows:
         factual = self._sides[FACTUAL]
         return _feed(creative), _feed(factual)
 
-    def pick(self, side: int, sequences: list[Sequence], back: Many[int] = (), width: int = 1) -> Feed:
-        """Some sequences' last `back + 1` tokens (one where not given) in their rows of a side, filled up to `width`."""
+    def pick(
+        self,
+        side: int,
+        sequences: Many[Sequence],
+        tokens: Many[Many[int]] | None = None,
+        starts: Many[int] | None = None,
+        width: int = 1,
+    ) -> Feed:
+        """Tokens for some sequences' rows of a side, filled up to `width`; by default each one's last."""
         index = {id(one): place for place, one in enumerate(self._sides[side])}
-        back = back or [0] * len(sequences)
-        ids = [
-            [*one.output_ids[-(more + 1) :], *[0] * (width - more - 1)]
-            for one, more in zip(sequences, back, strict=True)
-        ]
-        starts = [one.fed - more for one, more in zip(sequences, back, strict=True)]
-        return Feed(ids, starts, [index[id(one)] for one in sequences])
+        tokens = [one.output_ids[-1:] for one in sequences] if tokens is None else tokens
+        starts = [one.fed for one in sequences] if starts is None else starts
+        filled = [[*row, *[0] * (width - len(row))] for row in tokens]
+        return Feed(filled, starts, [index[id(one)] for one in sequences])
 
     def plan(self) -> Plan:
         """The plan of the sequences as they are now, made again only when one came or went."""

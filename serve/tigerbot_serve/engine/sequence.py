@@ -92,6 +92,7 @@ class Sequence:
         self.prefilled = self.cached = 0  # tokens of the prompt: read or known, known
         self.debt = self.skipped = 0  # tokens that one member was not fed: now (the last one apart), and in all
         self.trust, self.skipping = 0.0, False  # how often of late one member's state was enough; see gate.py
+        self._ahead: tuple[int, Any] = (0, None)
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._prompt_stream = TextStream(tokenizer)
@@ -143,6 +144,15 @@ class Sequence:
         event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w)
         self.tokens.append(event)
         return event
+
+    def keep_ahead(self, state: Any) -> None:
+        """A member's state of the last token, read before the other one's; it is good until the next token."""
+        self._ahead = (len(self.output_ids), state)
+
+    def read_ahead(self) -> Any:
+        """What was kept, or None when tokens were taken since."""
+        place, state = self._ahead
+        return state if place == len(self.output_ids) else None
 
     def read_prompt(self, token: TokenEvent) -> None:
         """The prompt's next token, with what the mixture thought of it."""
