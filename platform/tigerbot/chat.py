@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NotRequired, TypedDict
 
 from jinja2 import TemplateError
@@ -113,19 +114,20 @@ class _Written:
 
     def __init__(self, tokenizer: Any) -> None:
         self.pieces: list[tuple[str, str]] = []
-        special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
-        self._risky = re.compile("|".join([*map(re.escape, special), "[\ue000\ue001]"]))
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def _risky(self) -> re.Pattern[str]:
+        names = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
+        longest_first = sorted(names, key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, longest_first), "[\ue000\ue001]"]))
 
     def message(self, message: Message) -> dict[str, Any]:
         marked: dict[str, Any] = {"role": message["role"], "content": ""}
-        if message["content"]:  # an empty one stays empty: templates ask whether there is any
+        if message["content"] or "tool_calls" not in message:  # beside calls, templates ask whether there is any
             marked["content"] = self._mark(message["content"], message["role"])
-        for field in ("tool_call_id", "name"):
-            if field in message:
-                marked[field] = self.shielded(message[field])
-        if "tool_calls" in message:
-            marked["tool_calls"] = self.shielded(message["tool_calls"])
-        return marked
+        fields = {name: value for name, value in message.items() if name not in marked}
+        return marked | self.shielded(fields)
 
     def shielded(self, value: Any) -> Any:
         if isinstance(value, str):

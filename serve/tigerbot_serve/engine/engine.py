@@ -42,10 +42,14 @@ class Engine:
     Attributes:
         tokenizer: the members' own.
         max_length: longest prompt and answer together, in tokens.
+        fingerprint: changes with what decides a seed's text: members, heads, dial, code.
     """
 
-    def __init__(self, mixture: Mixture, judge: Judge, spec: EngineSpec, *, threads: int | None = None) -> None:
+    def __init__(
+        self, mixture: Mixture, judge: Judge, spec: EngineSpec, *, threads: int | None = None, fingerprint: str = ""
+    ) -> None:
         self.mixture, self.judge, self.spec = mixture, judge, spec
+        self.fingerprint = fingerprint
         self.members = mixture.members
         self.tokenizer: Any = self.members.tokenizer
         self.max_length = min(spec.max_length, self.members.max_positions)

@@ -140,6 +140,6 @@ def _key(source: str) -> bytes:
 
 
 def _first_line(text: str) -> str:
-    """What the library says, as one short line without the grammar that it quotes."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("^")]
-    return "; ".join(lines[:4])[:300]
+    """What the library says, as one short line without the grammar that it quotes below."""
+    first, *others = text.splitlines() or [""]
+    return " ".join([first, *(line for line in others if line.startswith("error:"))])[:300]

@@ -80,6 +80,7 @@ class TokenEvent:
     p_div: float | None
     p_dev: float | None
     w: float
+    of_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,8 @@ class Scheduler:
 
     def ending(self) -> list[tuple[Ticket, FinishReason]]:
         """Tickets that end before their text does, and why."""
-        found: list[tuple[Ticket, FinishReason]] = []
-        for ticket in (*self.waiting, *self.running):
-            reason = ticket.ending()
-            if reason is not None:
-                found.append((ticket, reason))
-        return found
+        tickets = (*self.waiting, *self.running)
+        return [(ticket, reason) for ticket in tickets if (reason := ticket.ending()) is not None]
 
     def release(self, ticket: Ticket) -> None:
         """Forget a ticket wherever it stands; its slot is free."""

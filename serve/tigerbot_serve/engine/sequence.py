@@ -156,7 +156,7 @@ class Sequence:
 
     def read_prompt(self, token: TokenEvent) -> None:
         """The prompt's next token, with what the mixture thought of it."""
-        self.prompt_tokens.append(replace(token, text=self._prompt_stream.push(token.token_id)))
+        self.prompt_tokens.append(replace(token, text=self._prompt_stream.push(token.token_id), of_prompt=True))
 
     def read_p_dev(self, p_dev: float | None, back: int = 0) -> None:
         """The last token was fed: what the factual member's state says about it replaces the reading before it.

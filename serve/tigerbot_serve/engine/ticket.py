@@ -114,7 +114,7 @@ class Ticket:
         return (self.request.verify and self.kept.finish_reason) or "deadline"
 
     def prompt_read(self) -> None:
-        if self.request.prompt_logprobs is not None:
+        if self.request.prompt_logprobs is not None and not self.rewrites:
             self._outbox.append(PromptEvent(tuple(self.current.prompt_tokens)))
 
     def token(self, event: TokenEvent) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from tigerbot import __version__
 from tigerbot.errors import ModelError
+from tigerbot.models import model_hash
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.heads import load_heads
@@ -24,4 +28,15 @@ def build_engine(spec: ServeSpec) -> Engine:
             raise ModelError("heads want two members", where=f"heads: {spec.heads}", fix="add members.factual")
         heads = load_heads(spec.heads, members.hashes, members.width, members.device)
     mixture = Mixture(members, heads, spec.dial)
-    return Engine(mixture, Judge(members, heads, spec.judge), spec.engine, threads=spec.scale.threads)
+    judge = Judge(members, heads, spec.judge)
+    return Engine(
+        mixture, judge, spec.engine, threads=spec.scale.threads, fingerprint=fingerprint(spec, members.hashes)
+    )
+
+
+def fingerprint(spec: ServeSpec, hashes: dict[str, str]) -> str:
+    """What decides the text of a seed, as one short name: members, heads, dial, judge, this release."""
+    heads = model_hash(spec.heads) if spec.heads else ""
+    settings = spec.dial.model_dump_json() + spec.judge.model_dump_json()
+    told = "\n".join([*(f"{name} {value}" for name, value in sorted(hashes.items())), heads, settings, __version__])
+    return f"fp_{hashlib.sha256(told.encode()).hexdigest()[:12]}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from tigerbot.chat import end_token_ids
 from tigerbot_serve.engine.request import FinishEvent, Summary, TokenEvent, Usage
+from tigerbot_serve.gateway.calls import CallReader, message_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Shape:
         chat: chat completion, else plain completion.
         logprobs: give log-probabilities.
         tokens: give every token's probabilities in the `ensemble` object.
+        fingerprint: of what answers.
+        each: answers to a prompt; choice i answers prompt i // each.
+        prompts: what `echo` shows before the answers to each prompt.
+        begun: the first token of every prompt was not the client's.
+        calls: the text may hold tool calls.
     """
 
     id: str
@@ -28,29 +35,39 @@ class Shape:
     chat: bool
     logprobs: bool = False
     tokens: bool = False
+    fingerprint: str = ""
+    each: int = 1
+    prompts: tuple[str, ...] = ()
+    begun: bool = False
+    calls: bool = False
+    _readers: dict[int, CallReader] = field(default_factory=dict)
 
     def whole(self, answers: Sequence[tuple[Sequence[TokenEvent], FinishEvent]]) -> dict[str, Any]:
-        """A response that is not a stream, one choice an answer."""
+        """A response that is not a stream, one choice an answer. An answer's tokens begin with the prompt's, if any."""
         choices = [self._choice(index, tokens, end) for index, (tokens, end) in enumerate(answers)]
         first = answers[0][1].summary
         return self._envelope("chat.completion" if self.chat else "text_completion", choices) | {
-            "usage": usage([end.usage for _, end in answers]),
+            "usage": usage([end.usage for _, end in answers], self.each),
             "ensemble": self.ensemble(first),
         }
 
     def begin(self, index: int) -> dict[str, Any]:
         """The first chunk of a stream: it says that the request was accepted."""
-        return self._chunk(index, {"role": "assistant", "content": ""} if self.chat else "", None)
+        delta = {"role": "assistant", "content": ""} if self.chat else self._prompt(index)
+        return self._chunk(index, delta, None)
 
     def beat(self, phase: str | None = None) -> dict[str, Any]:
         """A chunk with an empty delta: it keeps the connection alive, and names the phase of a held answer."""
         chunk = self._chunk(0, {} if self.chat else "", None)
         return chunk | {"ensemble": {"phase": phase}} if phase else chunk
 
-    def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
-        """A chunk of text."""
-        text = "".join(token.text for token in tokens)
-        chunk = self._chunk(index, {"content": text} if self.chat else text, None)
+    def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any] | None:
+        """A chunk of text, None where these tokens say nothing yet. The prompt's own bring only log-probabilities."""
+        text = "".join(token.text for token in tokens if not token.of_prompt)
+        delta: Any = self._delta(index, text) if self.chat else text
+        if not (delta or self.logprobs or self.tokens):
+            return None
+        chunk = self._chunk(index, delta, None)
         if self.logprobs:
             chunk["choices"][0]["logprobs"] = self._logprobs(tokens)
         if self.tokens:
@@ -59,13 +76,15 @@ class Shape:
 
     def end(self, index: int, event: FinishEvent) -> dict[str, Any]:
         """The last chunk of a choice."""
-        chunk = self._chunk(index, {} if self.chat else "", event.finish_reason)
-        return chunk | {"ensemble": self.ensemble(event.summary)}
+        reader = self._readers.get(index)
+        delta = _merged(reader.flush()) if reader else {}
+        reason = _reason(event, bool(reader and reader.calls))
+        return self._chunk(index, delta if self.chat else "", reason) | {"ensemble": self.ensemble(event.summary)}
 
-    def spent(self, spent: Iterable[Usage]) -> dict[str, Any]:
-        """The chunk that `stream_options.include_usage` asks for."""
+    def spent(self, spent: Sequence[Usage]) -> dict[str, Any]:
+        """The chunk that `stream_options.include_usage` asks for; `spent` by choice."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return self._envelope(kind, []) | {"usage": usage(spent)}
+        return self._envelope(kind, []) | {"usage": usage(spent, self.each)}
 
     def ensemble(self, summary: Summary) -> dict[str, Any]:
         """What the ensemble did."""
@@ -87,10 +106,23 @@ class Shape:
         return found
 
     def _choice(self, index: int, tokens: Sequence[TokenEvent], end: FinishEvent) -> dict[str, Any]:
-        text = "".join(token.text for token in tokens)
-        body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        text = "".join(token.text for token in tokens if not token.of_prompt)
         logprobs = self._logprobs(tokens) if self.logprobs else None
-        return {"index": index, **body, "logprobs": logprobs, "finish_reason": end.finish_reason}
+        if not self.chat:
+            text = self._prompt(index) + text
+            return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": _reason(end)}
+        said = message_of(text) if self.calls else {"content": text}
+        message = {"role": "assistant", "refusal": None, **said}
+        reason = _reason(end, "tool_calls" in said)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    def _prompt(self, index: int) -> str:
+        return self.prompts[index // self.each] if self.prompts else ""
+
+    def _delta(self, index: int, text: str) -> dict[str, Any]:
+        if not self.calls:
+            return {"content": text} if text else {}
+        return _merged(self._readers.setdefault(index, CallReader()).push(text))
 
     def _chunk(self, index: int, delta: Any, reason: str | None) -> dict[str, Any]:
         body = {"delta": delta} if self.chat else {"text": delta}
@@ -98,10 +130,17 @@ class Shape:
         return self._envelope("chat.completion.chunk" if self.chat else "text_completion", [choice])
 
     def _envelope(self, kind: str, choices: list[Any]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": int(time.time()), "model": self.model, "choices": choices}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
 
     def _logprobs(self, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
-        counted = self._without_end(tokens)
+        counted = self._counted(tokens)
         if self.chat:
             return {"content": [self._content(token) for token in counted], "refusal": None}
         names = [self._name(token.token_id) for token in counted]
@@ -109,10 +148,10 @@ class Shape:
         for token in counted:
             offsets.append(at)
             at += len(token.text)
-        tops = [{self._name(i): value for i, value in token.top_logprobs} for token in counted]
+        tops = [{self._name(i): value for i, value in token.top_logprobs} or None for token in counted]
         return {
             "tokens": names,
-            "token_logprobs": [token.logprob for token in counted],
+            "token_logprobs": [None if math.isnan(token.logprob) else token.logprob for token in counted],
             "top_logprobs": tops if any(tops) else None,
             "text_offset": offsets,
         }
@@ -132,22 +171,28 @@ class Shape:
     def _shown(self, tokens: Sequence[TokenEvent]) -> list[dict[str, Any]]:
         return [
             {"text": token.text, "p_div": token.p_div, "p_dev": token.p_dev, "w": token.w}
-            for token in self._without_end(tokens)
+            for token in self._counted(tokens)
+            if not token.of_prompt
         ]
 
-    def _without_end(self, tokens: Sequence[TokenEvent]) -> list[TokenEvent]:
+    def _counted(self, tokens: Sequence[TokenEvent]) -> list[TokenEvent]:
+        """The tokens without the one that ends the turn, and without one that this server put before the prompt."""
         ends = _ends(self.tokenizer)
-        return [token for token in tokens if token.token_id not in ends]
+        begun = self.begun and bool(tokens) and tokens[0].of_prompt
+        return [token for token in tokens[int(begun) :] if token.of_prompt or token.token_id not in ends]
 
 
-def usage(spent: Iterable[Usage]) -> dict[str, Any]:
-    """OpenAI's usage; abandoned drafts and the judge's reading are tokens too, and are named."""
-    all_spent = list(spent)
-    prompt = max((one.prompt_tokens for one in all_spent), default=0)
-    given = sum(one.completion_tokens for one in all_spent)
-    drafts = sum(one.draft_tokens for one in all_spent)
-    judged = sum(one.judge_tokens for one in all_spent)
-    cached = min((one.cached_tokens for one in all_spent), default=0)  # of n answers, the one whose prompt was read
+def usage(spent: Sequence[Usage], each: int = 1) -> dict[str, Any]:
+    """OpenAI's usage; abandoned drafts and the judge's reading are tokens too, and are named.
+
+    A prompt counts once for its `each` answers, and as known only as far as the first of them found it so.
+    """
+    by_prompt = [spent[at : at + each] for at in range(0, len(spent), each)]
+    prompt = sum(max(one.prompt_tokens for one in answers) for answers in by_prompt)
+    cached = sum(min(one.cached_tokens for one in answers) for answers in by_prompt)
+    given = sum(one.completion_tokens for one in spent)
+    drafts = sum(one.draft_tokens for one in spent)
+    judged = sum(one.judge_tokens for one in spent)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": given + drafts,
@@ -155,6 +200,21 @@ def usage(spent: Iterable[Usage]) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": drafts, "draft_tokens": drafts, "judge_tokens": judged},
     }
+
+
+def _reason(end: FinishEvent, called: bool = False) -> str:
+    """OpenAI's finish reason: an answer that was cut off says so, calls or not."""
+    return "tool_calls" if called and end.finish_reason == "stop" else end.finish_reason
+
+
+def _merged(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The deltas of one piece of text as one."""
+    merged: dict[str, Any] = {}
+    for delta in deltas:
+        if "content" in delta:
+            merged["content"] = merged.get("content", "") + delta["content"]
+        merged.setdefault("tool_calls", []).extend(delta.get("tool_calls", ()))
+    return {name: value for name, value in merged.items() if value}
 
 
 def token_bytes(tokenizer: Any, token_id: int) -> bytes:

@@ -21,9 +21,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.engine.grammar import Grammars
 from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import read_object
-from tigerbot_serve.gateway.decode import ClientGone, Decoder, requests_of, submit_all, whole_answers
+from tigerbot_serve.gateway.decode import ClientGone, Decoder, submit_all, wanted_of, whole_answers
 from tigerbot_serve.gateway.errors import ApiError, broken
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, parse
@@ -63,6 +64,7 @@ def create_app(engine: Decoder, spec: ServeSpec, keys: KeyRing) -> Starlette:
 class _Gateway:
     def __init__(self, engine: Decoder, spec: ServeSpec, keys: KeyRing) -> None:
         self._engine, self._spec, self._keys = engine, spec, keys
+        self._grammars = Grammars(engine.tokenizer, spec.grammar)
         name = f'<meta name="model" content="{html.escape(spec.model_name)}">'
         self._page = PAGE.read_text(encoding="utf-8").replace("<title>", f"{name}\n<title>", 1)
         self._page_headers = {
@@ -81,7 +83,7 @@ class _Gateway:
     async def _answer(self, request: HttpRequest, kind: type[Sampling], prefix: str) -> Any:
         tenant = self._check_key(request)
         body, ignored = parse(kind, await read_object(request, self._spec.http.max_body_bytes))
-        wanted = requests_of(body, self._engine, self._spec, tenant)
+        wanted = await wanted_of(body, self._engine, self._spec, self._grammars, tenant)
         shape = Shape(
             id=f"{prefix}-{secrets.token_hex(12)}",
             model=self._spec.model_name,
@@ -89,10 +91,15 @@ class _Gateway:
             chat=kind is ChatBody,
             logprobs=body.wanted_logprobs is not None,
             tokens=bool(body.ensemble_tokens),
+            fingerprint=self._engine.fingerprint,
+            each=body.n or 1,
+            prompts=wanted.prompts,
+            begun=wanted.begun,
+            calls=wanted.calls,
         )
         headers = {"x-ignored-fields": _header_safe(ignored)} if ignored else {}
         timeout_s = self._spec.http.request_timeout_s
-        handles = submit_all(self._engine, wanted)
+        handles = submit_all(self._engine, wanted.requests)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return EventStream(handles, shape, usage=usage, timeout_s=timeout_s, headers=headers)

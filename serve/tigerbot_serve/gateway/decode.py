@@ -9,19 +9,24 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tigerbot.chat import encode_chat, encode_plain
-from tigerbot.errors import InputError, ServeError
+from tigerbot.chat import encode_plain
+from tigerbot.errors import InputError, ModelError, ServeError
 from tigerbot.spec import ServeSpec
-from tigerbot_serve.engine.request import EngineStats, FinishEvent, Request, TokenEvent
+from tigerbot_serve.engine.grammar import Grammar, Grammars
+from tigerbot_serve.engine.request import EngineStats, FinishEvent, PromptEvent, Request, TokenEvent
 from tigerbot_serve.engine.scheduler import QueueFull
 from tigerbot_serve.engine.ticket import Handle
 from tigerbot_serve.gateway.errors import ApiError, broken, too_late
+from tigerbot_serve.gateway.messages import OPEN, encoded
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling
+from tigerbot_serve.gateway.tools import Toolbox, grammar_source, toolbox_of
 
 DEFAULT_TOKENS = 256
 POLL_S = 0.05
+GRACE_S = 1.0
 
 Answer = tuple[list[TokenEvent], FinishEvent]
 
@@ -31,6 +36,7 @@ class Decoder(Protocol):
 
     tokenizer: Any
     max_length: int
+    fingerprint: str
 
     @property
     def alive(self) -> bool: ...
@@ -44,31 +50,72 @@ class ClientGone(Exception):
     """Nobody is there to be answered."""
 
 
-def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec, tenant: str = "") -> list[Request]:
-    """The engine requests of a body, one for each of its `n` answers. `tenant` is the key they came with.
+@dataclass(frozen=True)
+class Wanted:
+    """What a body comes to.
+
+    Attributes:
+        requests: one for each of the `n` answers to each prompt, prompt by prompt.
+        prompts: the texts that `echo` shows, one a prompt; none where the body has no `echo`.
+        begun: a token that no client sent stands before every prompt.
+        calls: the answers may hold tool calls.
+    """
+
+    requests: list[Request]
+    prompts: tuple[str, ...] = ()
+    begun: bool = False
+    calls: bool = False
+
+
+async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: Grammars, tenant: str = "") -> Wanted:
+    """The engine requests of a body, asked with the key that `tenant` names.
+
+    A new grammar is compiled in a thread: other answers go on.
 
     Raises:
-        ApiError: 404 another model, 400 the prompt does not fit.
+        ApiError: 404 another model, 400 the prompt does not fit, or a field that only the engine's limits refuse.
     """
     if body.model != spec.model_name:
         message = f"model {body.model!r} is not served here; {spec.model_name!r} is"
         raise ApiError(404, message, param="model", code="model_not_found")
-    prompt = tuple(_prompt_ids(body, engine.tokenizer, spec))
-    room = engine.max_length - len(prompt)
-    if not prompt or room < 1:
-        raise ApiError(
-            400,
-            f"the prompt has {len(prompt)} tokens; 1 to {engine.max_length - 1} fit",
-            param="messages" if isinstance(body, ChatBody) else "prompt",
-            code="context_length_exceeded",
-        )
+    _check_biases(body, engine.tokenizer)
+    toolbox = None
+    if isinstance(body, ChatBody):
+        toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+    prompts = _prompts(body, engine.tokenizer, spec)
+    grammar = await _grammar(body, toolbox, spec, grammars)
+    requests = requests_of(body, engine, spec, prompts, grammar, calls=toolbox is not None, tenant=tenant)
+    if isinstance(body, CompletionBody):
+        begun = isinstance(body.prompts[0], str) and engine.tokenizer.bos_token_id is not None
+        return Wanted(requests, _echoed(body, engine.tokenizer), begun)
+    return Wanted(requests, calls=toolbox is not None)
+
+
+def requests_of(
+    body: Sampling,
+    engine: Decoder,
+    spec: ServeSpec,
+    prompts: Sequence[Sequence[int]],
+    grammar: Grammar | None,
+    *,
+    calls: bool,
+    tenant: str = "",
+) -> list[Request]:
+    """The engine requests of a body, one for each of its `n` answers to each prompt.
+
+    Raises:
+        ApiError: 400 a prompt does not fit.
+    """
+    rooms = [_room(prompt, body, engine) for prompt in prompts]
     seed = secrets.randbits(62) if body.seed is None else body.seed
     held = isinstance(body, ChatBody) and not body.stream if body.verify is None else body.verify
     rewrites = spec.judge.max_rewrites if body.max_rewrites is None else body.max_rewrites
+    limit = DEFAULT_TOKENS if body.limit is None else body.limit
+    shows_prompt = isinstance(body, CompletionBody) and body.echo
     return [
         Request(
-            prompt_ids=prompt,
-            max_tokens=min(body.limit or DEFAULT_TOKENS, room),
+            prompt_ids=tuple(prompt),
+            max_tokens=min(limit, room),
             dial=spec.dial.default if body.creativity is None else body.creativity,
             temperature=body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
@@ -78,8 +125,19 @@ def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec, tenant: str = 
             verify=held,
             max_rewrites=rewrites if held else 0,
             want_tokens=bool(body.ensemble_tokens),
+            top_k=max(0, body.top_k or 0),
+            min_p=body.min_p or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            repetition_penalty=body.repetition_penalty or 1.0,
+            logit_bias=body.biases,
+            grammar=grammar,
+            unjudged=OPEN if calls else "",
+            prompt_logprobs=body.wanted_logprobs if shows_prompt else None,
+            deadline_s=spec.http.request_timeout_s,
             tenant=tenant,
         )
+        for prompt, room in zip(prompts, rooms, strict=True)
         for index in range(body.n or 1)
     ]
 
@@ -112,7 +170,8 @@ async def whole_answers(
     answers = asyncio.gather(*(_drained(handle) for handle in handles))
     leaving = asyncio.create_task(until_gone(disconnected))
     try:
-        await asyncio.wait({answers, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        # The engine keeps the deadline; this is the fence for a step that does not end.
+        await asyncio.wait({answers, leaving}, timeout=timeout_s + GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
             raise ClientGone if leaving.done() else too_late(timeout_s)
         found = answers.result()
@@ -122,8 +181,9 @@ async def whole_answers(
         cancel_all(handles)
         with suppress(asyncio.CancelledError):
             await leaving
-    if any(end.finish_reason == "error" for _, end in found):
-        raise broken()
+    for _, end in found:
+        if (failure := failure_of(end, timeout_s)) is not None:
+            raise failure
     return found
 
 
@@ -144,26 +204,89 @@ async def _drained(handle: Handle) -> Answer:
     async for event in handle:
         if isinstance(event, TokenEvent):
             tokens.append(event)
+        elif isinstance(event, PromptEvent):
+            tokens += event.tokens
         elif isinstance(event, FinishEvent):
             return tokens, event
     raise broken()
 
 
-def _prompt_ids(body: Sampling, tokenizer: Any, spec: ServeSpec) -> list[int]:
+def failure_of(end: FinishEvent, timeout_s: float) -> ApiError | None:
+    """What a client is told of a request that did not end with its text; None where it did."""
+    if end.finish_reason == "deadline":
+        return too_late(timeout_s)
+    if end.finish_reason == "grammar":
+        message = f"the answer's grammar became too large to follow ({end.error}); simplify the schema"
+        return ApiError(400, message, param="response_format", code="schema_too_complex")
+    return broken() if end.finish_reason == "error" else None
+
+
+async def _grammar(body: Sampling, toolbox: Toolbox | None, spec: ServeSpec, grammars: Grammars) -> Grammar | None:
+    found = grammar_source(body.response_format, toolbox, spec.grammar)
+    if found is None:
+        return None
+    source, param = found
+    try:
+        return grammars.known(source) or await asyncio.to_thread(grammars.compile, source)
+    except InputError as error:
+        message = f"{param}: the schema cannot be followed: {error.what}"
+        raise ApiError(400, message, param=param, code="invalid_schema") from None
+
+
+def _room(prompt: Sequence[int], body: Sampling, engine: Decoder) -> int:
+    room = engine.max_length - len(prompt)
+    if not prompt or room < 1:
+        raise ApiError(
+            400,
+            f"the prompt has {len(prompt)} tokens; 1 to {engine.max_length - 1} fit",
+            param=_prompt_field(body),
+            code="context_length_exceeded",
+        )
+    return room
+
+
+def _check_biases(body: Sampling, tokenizer: Any) -> None:
+    size = len(tokenizer)
+    for token, _ in body.biases:
+        if token >= size:
+            message = f"logit_bias: there is no token {token}; ids go from 0 to {size - 1}"
+            raise ApiError(400, message, param="logit_bias", code="invalid_value")
+
+
+def _prompts(body: Sampling, tokenizer: Any, spec: ServeSpec) -> list[list[int]]:
     if isinstance(body, ChatBody):
-        if len(body.messages) > spec.http.max_messages:
-            message = f"{len(body.messages)} messages; at most {spec.http.max_messages} are taken"
-            raise ApiError(400, message, param="messages", code="invalid_value")
-        try:
-            rows = [message.plain() for message in body.messages]
-            return encode_chat(tokenizer, rows, generation_prompt=True)[0]  # type: ignore[arg-type]
-        except InputError as error:
-            raise ApiError(400, str(error), param="messages", code="no_chat_template") from None
+        return [_chat_ids(body, tokenizer, spec)]
     assert isinstance(body, CompletionBody)
-    if isinstance(body.prompt, str):
-        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        return begin + encode_plain(tokenizer, body.prompt)
-    return body.prompt
+    if body.limit == 0 and not body.echo:
+        raise ApiError(400, "max_tokens: wants to be at least 1, or echo", param="max_tokens", code="invalid_value")
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    return [begin + encode_plain(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
+
+
+def _chat_ids(body: ChatBody, tokenizer: Any, spec: ServeSpec) -> list[int]:
+    if len(body.messages) > spec.http.max_messages:
+        message = f"{len(body.messages)} messages; at most {spec.http.max_messages} are taken"
+        raise ApiError(400, message, param="messages", code="invalid_value")
+    shown = [] if body.tool_choice == "none" else [tool.shown() for tool in body.tools or ()]
+    try:
+        return encoded(tokenizer, body.messages, shown)
+    except ModelError as error:
+        raise ApiError(400, str(error), param="messages", code="no_chat_template") from None
+    except InputError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+
+
+def _echoed(body: CompletionBody, tokenizer: Any) -> tuple[str, ...]:
+    if not body.echo:
+        return ()
+    return tuple(
+        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=True)
+        for prompt in body.prompts
+    )
+
+
+def _prompt_field(body: Sampling) -> str:
+    return "messages" if isinstance(body, ChatBody) else "prompt"
 
 
 def _refusal(error: Exception) -> ApiError:

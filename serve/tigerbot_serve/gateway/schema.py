@@ -1,56 +1,53 @@
 """Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`.
 
 Fields that this server does not know are ignored and named, since SDKs add new ones every month; a known field of a
-wrong type or range is refused with its name.
+wrong type or range is refused with its name. `top_k`, `min_p` and `repetition_penalty` are named as vLLM names them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tigerbot_serve.gateway.errors import ApiError
+from tigerbot_serve.gateway.messages import Body, Message
+from tigerbot_serve.gateway.tools import AllowedTools, JsonSchemaFormat, NamedTool, PlainFormat, Tool
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Mode = Literal["none", "auto", "required"]
+
+MAX_PROMPTS = 32
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
-
-
-class TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-
-    def plain(self) -> dict[str, str]:
-        """Role and text as a chat template wants them."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class Sampling(_Body):
+class Sampling(Body):
     """What chat and plain completions share."""
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    logit_bias: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias], Field(max_length=1024)] | None = (
+        None
+    )
     n: Annotated[int, Field(ge=1, le=4)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: PlainFormat | JsonSchemaFormat | None = Field(None, discriminator="type")
     user: str | None = None
     creativity: Annotated[float, Field(ge=0, le=1)] | None = None
     verify: bool | None = None
@@ -66,6 +63,10 @@ class Sampling(_Body):
         return self.max_tokens
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
+
+    @property
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to give with every token's log-probability; None: no log-probabilities."""
         return None
@@ -76,6 +77,9 @@ class ChatBody(Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Mode | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def limit(self) -> int | None:
@@ -87,13 +91,22 @@ class ChatBody(Sampling):
 
 
 class CompletionBody(Sampling):
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """`max_tokens` 0 with `echo` gives the prompt alone, with its log-probabilities."""
+
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = None
 
     @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids."""
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else list(self.prompt)  # type: ignore[list-item]
 
 
 AnyBody = TypeVar("AnyBody", bound=Sampling)
@@ -114,14 +127,29 @@ def parse(kind: type[AnyBody], raw: dict[str, Any]) -> tuple[AnyBody, list[str]]
 
 def _refusal(error: ValidationError) -> ApiError:
     problem = error.errors(include_url=False, include_input=False)[0]
-    # The place in the body ends where the alternatives of a union begin ("str", "list[...]").
-    path: list[str] = []
-    for part in problem["loc"]:
-        if isinstance(part, str) and path and (part in ("str", "constrained-str") or part.startswith("list[")):
-            break
-        path.append(str(part))
+    path = _path(problem["loc"])
     param = ".".join(path) or None
-    wants = problem["msg"].replace("Input should be", "wants to be")
     if problem["type"] == "missing":
         return ApiError(400, f"{param}: is missing", param=param, code="missing_required_parameter")
+    wants = problem["msg"].replace("Input should be", "wants to be")
+    wants = _WANTS.get(path[0], wants) if len(path) == 1 else wants
     return ApiError(400, f"{param}: {wants}", param=param, code="invalid_value")
+
+
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """The place in the body. It ends where the alternatives of a union begin ("str", "list[...]", a class's name)."""
+    if loc[:1] == ("response_format",):
+        loc = (*loc[:1], *loc[2:])  # the second is the value of `type`
+    path: list[str] = []
+    for part in map(str, loc):
+        if path and (part in ("str", "constrained-str", "[key]") or part.startswith(("list[", "literal["))):
+            break
+        if part not in ("NamedTool", "AllowedTools"):
+            path.append(part)
+    return path
+
+
+_WANTS = {
+    "prompt": f"wants to be a text, a list of token ids, or a list of up to {MAX_PROMPTS} of either",
+    "tool_choice": "wants to be 'none', 'auto', 'required', or to name a function",
+}

@@ -14,11 +14,11 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from tigerbot_serve.engine.request import Event, FinishEvent, PhaseEvent, TokenEvent, Usage
+from tigerbot_serve.engine.request import Event, FinishEvent, PhaseEvent, PromptEvent, TokenEvent, Usage
 from tigerbot_serve.engine.ticket import Handle
 from tigerbot_serve.gateway.answers import Shape
-from tigerbot_serve.gateway.decode import cancel_all
-from tigerbot_serve.gateway.errors import ApiError, broken, too_late
+from tigerbot_serve.gateway.decode import GRACE_S, cancel_all, failure_of
+from tigerbot_serve.gateway.errors import ApiError, too_late
 
 HEARTBEAT_S = 5.0
 
@@ -61,30 +61,31 @@ class EventStream:
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
         for index in range(len(self._handles)):
             yield self._shape.begin(index)
-        spent: list[Usage] = []
+        spent: dict[int, Usage] = {}
         try:
             async for index, event in self._events():
                 if event is None:
                     yield self._shape.beat()
                 elif isinstance(event, PhaseEvent):
                     yield self._shape.beat(event.phase)
-                elif isinstance(event, TokenEvent):
-                    if event.text or self._shape.tokens or self._shape.logprobs:
-                        yield self._shape.piece(index, [event])
+                elif isinstance(event, PromptEvent | TokenEvent):
+                    tokens = event.tokens if isinstance(event, PromptEvent) else [event]
+                    if (chunk := self._shape.piece(index, tokens)) is not None:
+                        yield chunk
                 else:
-                    spent.append(event.usage)
+                    spent[index] = event.usage
                     yield self._shape.end(index, event)
         except ApiError as error:
             yield error.body
             return
         if self._usage:
-            yield self._shape.spent(spent)
+            yield self._shape.spent([spent[index] for index in sorted(spent)])
 
     async def _events(self) -> AsyncIterator[tuple[int, Event | None]]:
         """Events of all choices as they come; None when nothing came for a while."""
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         pumps = [asyncio.create_task(_pump(index, handle, queue)) for index, handle in enumerate(self._handles)]
-        until, open_choices = time.monotonic() + self._timeout_s, len(pumps)
+        until, open_choices = time.monotonic() + self._timeout_s + GRACE_S, len(pumps)
         try:
             while open_choices:
                 left = until - time.monotonic()
@@ -97,8 +98,8 @@ class EventStream:
                     continue
                 if isinstance(event, FinishEvent):
                     open_choices -= 1
-                    if event.finish_reason == "error":
-                        raise broken()
+                    if (failure := failure_of(event, self._timeout_s)) is not None:
+                        raise failure
                 yield index, event
         finally:
             for pump in pumps:
