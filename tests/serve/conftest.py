@@ -42,6 +42,7 @@ class World:
         return {
             "lora": {"creative": str(self.creative), "factual": str(self.factual)},
             "full": {"creative": str(self.creative_full), "factual": str(self.factual_full)},
+            "alike": {"creative": str(self.creative_full), "factual": str(self.creative_full)},
             "alone": {"creative": str(self.creative)},
         }[kind]
 

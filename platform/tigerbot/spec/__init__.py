@@ -12,7 +12,16 @@ from tigerbot.spec.identity import flat, spec_changes, spec_difference, spec_has
 from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
 from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
-from tigerbot.spec.serve import DialSpec, EngineSpec, GrammarSpec, JudgeSpec, MembersSpec, ServeSpec
+from tigerbot.spec.serve import (
+    DialSpec,
+    EngineSpec,
+    GateSpec,
+    GrammarSpec,
+    JudgeSpec,
+    MembersSpec,
+    ServeSpec,
+    SpeculateSpec,
+)
 from tigerbot.spec.simulate import (
     BuySpec,
     FailureSpec,
@@ -36,6 +45,7 @@ __all__ = [
     "EvalSpec",
     "FailureSpec",
     "FaultKind",
+    "GateSpec",
     "GrammarSpec",
     "HeadsSpec",
     "HumanSpec",
@@ -51,6 +61,7 @@ __all__ = [
     "ServeSpec",
     "SimulateSpec",
     "Spec",
+    "SpeculateSpec",
     "SweepSpec",
     "TrainLoop",
     "TrainSpec",

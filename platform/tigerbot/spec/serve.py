@@ -56,11 +56,31 @@ class ServeScale(Part):
     threads: Count | None = None
 
 
+class GateSpec(Part):
+    """When the second member's pass is left out. Exact with `mix: linear`; else its measured error is within `eps`."""
+
+    eps: Unit = 0.02
+    min_run: Count = 3
+    max_debt: Count = 32
+
+
+class SpeculateSpec(Part):
+    """One member drafts `tokens`, the other verifies them in one pass, while few sequences decode. Exact."""
+
+    tokens: Annotated[Count, Field(le=16)] = 4
+    max_sequences: Annotated[Count, Field(le=4)] = 2
+
+
 class EngineSpec(Part):
     slots: Annotated[Count, Field(le=1024)] = 16
     max_length: Count = 512
     max_queue: Count = 256
     prefill_chunk: Count = 256
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 128_000_000
+    # Keys and values of earlier text, of each tenant's own; 0 reads every prompt anew.
+    gate: GateSpec | None = None
+    speculate: SpeculateSpec | None = None
+    public_prefix: str | None = None  # a system message that all tenants' prompts may share
 
 
 class GrammarSpec(Part):

@@ -49,11 +49,18 @@ def choose(
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
     expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
-    tops = _tops(mixed.logprobs_RV, sequences)
+    return record(sequences, ids_R.tolist(), tops(mixed.logprobs_RV, sequences), numbers)
+
+
+def record(
+    sequences: list[Sequence],
+    ids: list[int],
+    tops: list[tuple[tuple[int, float], ...]],
+    numbers: list[list[float]],
+) -> list[TokenEvent]:
+    """Append what was drawn; `numbers` are log-probability, the factual member's own, p_div, p_dev and w of each."""
     events = []
-    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(
-        sequences, ids_R.tolist(), tops, numbers, strict=True
-    ):
+    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(sequences, ids, tops, numbers, strict=True):
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
         sequence.surprise = linger(sequence.surprise, -expected)
@@ -65,7 +72,7 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _tops(logprobs_RV: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
+def tops(logprobs_RV: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
     """The most likely alternatives of those who asked."""
     wanted = [sequence.request.logprobs or 0 for sequence in sequences]
     if not any(wanted):

@@ -1,9 +1,9 @@
 """The engine: one thread that owns torch and steps every running sequence, requests in, events out.
 
 A step is: drop who left or is late, admit who waits, decode one token of every sequence, read on in prompts, deliver.
-A step that fails ends its requests with an error and the engine lives on. It knows nothing about HTTP.
+What fails ends the requests that it was about with an error, and the engine lives on. When memory runs out, what is
+kept for later prompts goes first and then the youngest request. It knows nothing about HTTP.
 
-Legend: R sequences of a step, d hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import threading
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
-from tigerbot_serve.engine.echo import read_prompt
+from tigerbot_serve.engine.decoding import Decoding, last
+from tigerbot_serve.engine.memory import out_of_memory
+from tigerbot_serve.engine.prefill import Reader, States
+from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
 from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
 from tigerbot_serve.engine.rows import Rows, plan_of
-from tigerbot_serve.engine.scheduler import Prefill, Scheduler
+from tigerbot_serve.engine.scheduler import Lane, Prefill, Scheduler
 from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.engine.speculate import Taken
 from tigerbot_serve.engine.ticket import Handle, Ticket
 from tigerbot_serve.ensemble.judge import Judge
-from tigerbot_serve.ensemble.members import NOTHING, Feed
-from tigerbot_serve.ensemble.mixture import Mixture, Plan
+from tigerbot_serve.ensemble.mixture import Mixture
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +55,16 @@ class Engine:
         self.max_length = min(spec.max_length, self.members.max_positions)
         self._threads = threads
         self._end_ids = frozenset(end_token_ids(self.tokenizer))
-        self._scheduler = Scheduler(spec.slots, spec.max_queue)
-        self._rows = Rows(self.members, spec.slots, self.max_length)
-        self._scratch = self.members.caches(1, self.max_length)
+        self._scheduler = Scheduler(spec.slots, spec.max_queue, spec.prefill_chunk)
+        self._rows = Rows(self.members, spec.slots, self.max_length + Decoding.slack(spec))
+        self._decoding = Decoding(mixture, spec)
+        public = public_prefixes(self.tokenizer, spec.public_prefix)
+        self._prefix = PrefixCache(self.members.hashes, spec.prefix_cache_bytes, public)
+        self._reader = Reader(self.mixture, self._prefix, self.max_length)
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._steps = self._decoded = 0
+        self._steps = self._decoded = self._gated = 0
 
     @property
     def alive(self) -> bool:
@@ -131,6 +136,12 @@ class Engine:
                 outstanding_tokens=scheduler.outstanding_tokens(),
                 tokens_decoded=self._decoded,
                 steps=self._steps,
+                prefix_bytes=self._prefix.bytes,
+                prefix_tokens_reused=self._prefix.reused,
+                tokens_gated=self._gated,
+                tokens_drafted=self._decoding.speculation.drafted if self._decoding.speculation else 0,
+                drafts_kept=self._decoding.speculation.kept if self._decoding.speculation else 0,
+                gate_variation=self._decoding.gate.meter.variation if self._decoding.gate else 0.0,
             )
 
     def step(self) -> None:
@@ -154,70 +165,91 @@ class Engine:
             ticket.phase("draft")
 
     def _decode(self) -> None:
-        if not self._rows.sequences:
+        """A token for every sequence; what fails here is about all of them, unless there was no memory for so many."""
+        sequences = list(self._rows.sequences)
+        if not sequences:
             return
-        creative, factual = self.members.forward(self._rows.caches, self._rows.feeds())
-        self._advance(self._rows.sequences, self._rows.plan(), _last(creative), _last(factual))
+        before = sum(len(sequence.output_ids) for sequence in sequences)
+        try:
+            self._give(self._decoding.step(self._rows))
+        except Exception as error:
+            log.exception("decoding failed")
+            taken = sum(len(sequence.output_ids) for sequence in sequences) - before
+            spared = out_of_memory(error) and not taken
+            if spared and self._prefix.bytes:
+                self._prefix.clear()
+                return
+            tickets = [ticket for ticket in self._scheduler.running if ticket.current in sequences]
+            for ticket in tickets[-1:] if spared else tickets:
+                self._finish(ticket, "error", _line(error))
         for ticket in list(self._scheduler.running):
-            if ticket.current.finish_reason is not None and self._rows.remove(ticket.current):
+            if ticket.current.finish_reason is not None and ticket.current in self._rows.sequences:
+                self._gated += ticket.current.skipped
+                self._rows.keep(ticket.current, self._prefix)
+                self._rows.remove(ticket.current)
                 self._attempt_ended(ticket)
 
     def _prefill(self) -> None:
         """Read on in the prompts, `prefill_chunk` tokens a step, so that a long one does not freeze the others."""
-        budget = self.spec.prefill_chunk
-        while budget > 0 and (work := self._scheduler.next_prefill()) is not None:
+        left = 0
+        for lane, share in self._scheduler.shares().items():
+            left = self._read_lane(lane, left + share)
+
+    def _read_lane(self, lane: Lane, budget: int) -> int:
+        """Read in one lane; gives what is left of the budget."""
+        while budget > 0 and (work := self._scheduler.next_prefill(lane)) is not None:
             try:
                 budget -= self._read_on(work, budget)
             except Exception as error:
                 log.exception("a prefill failed")
-                self._finish(work.ticket, "error", _line(error))
+                if out_of_memory(error) and self._prefix.bytes and self._may_read_again(lane, work):
+                    self._prefix.clear()
+                    return 0
+                for ticket in (work.ticket, *work.twins):
+                    if ticket in self._scheduler.running:
+                        self._finish(ticket, "error", _line(error))
+        return budget
+
+    def _may_read_again(self, lane: Lane, work: Prefill) -> bool:
+        """Whether a failed chunk left no trace: the text is still first and its end was not reached."""
+        return self._scheduler.next_prefill(lane) is work and work.reading is None and not self._reader.whole(work)
 
     def _read_on(self, work: Prefill, budget: int) -> int:
-        chunk = work.ids[work.done : work.done + budget]
-        feed = Feed((chunk,), (work.done,))
-        sides = self.members.sides(0.0 if work.reading else work.ticket.current.dial)
-        creative, factual = self.members.forward(
-            self._scratch, (feed if 0 in sides else NOTHING, feed if 1 in sides else NOTHING)
-        )
-        if work.reading is not None:
-            assert factual is not None
-            work.reading.feed(work.done, factual[0])
-            work.ticket.judge_tokens += len(chunk)
-        else:
-            work.ticket.current.prefilled += len(chunk)
-            read_prompt(self.mixture, work.ticket.current, work.done, creative, factual)
-        work.done += len(chunk)
-        if work.done == len(work.ids):
-            self._scheduler.prefilled()
+        read, states = self._reader.read(work, budget)
+        if self._reader.whole(work):
+            self._scheduler.prefilled(work)
             if work.reading is not None:
                 self._judged(work)
             else:
-                self._first_token(work.ticket, _last(creative), _last(factual))
-        return len(chunk)
+                self._first_tokens(work, (last(states[0]), last(states[1])))
+        return read
 
-    def _first_token(self, ticket: Ticket, creative_1d: Tensor | None, factual_1d: Tensor | None) -> None:
-        sequence = ticket.current
-        ticket.prompt_read()
-        if not sequence.max_tokens:  # only the prompt's own log-probabilities are wanted
-            sequence.finish_reason = "length"
-            self._attempt_ended(ticket)
+    def _first_tokens(self, work: Prefill, states: States) -> None:
+        """Everybody whose prompt this was draws from the same states."""
+        tickets = [work.ticket, *work.twins]
+        for ticket in work.twins:
+            ticket.current.prefilled = ticket.current.cached = len(work.ids)
+        work.ticket.prompt_read()
+        if not work.ticket.current.max_tokens:  # only the prompt's own log-probabilities are wanted
+            work.ticket.current.finish_reason = "length"
+            self._attempt_ended(work.ticket)
             return
-        rows = ([None if creative_1d is None else 0], [None if factual_1d is None else 0])
-        self._advance([sequence], plan_of([sequence], rows, self.members.device), creative_1d, factual_1d)
-        if sequence.finish_reason is None:
-            self._rows.add(sequence, self._scratch)
-        else:
-            self._attempt_ended(ticket)
+        sequences = [ticket.current for ticket in tickets]
+        rows = [[None if state is None else 0] * len(tickets) for state in states]
+        plan = plan_of(sequences, (rows[0], rows[1]), self.members.device)
+        self._give(list(zip(sequences, choose(self.mixture, sequences, plan, *states), strict=True)))
+        for ticket, sequence in zip(tickets, sequences, strict=True):
+            if sequence.finish_reason is None:
+                self._rows.add(sequence, self._reader.scratch(work))
+            else:
+                self._attempt_ended(ticket)
 
-    def _advance(
-        self, sequences: list[Sequence], plan: Plan, creative_Cd: Tensor | None, factual_Fd: Tensor | None
-    ) -> None:
-        """Every sequence takes its next token; requests that are not held give it out."""
-        events = choose(self.mixture, sequences, plan, creative_Cd, factual_Fd)
+    def _give(self, taken: Taken) -> None:
+        """Tokens were taken; requests that are not held give them out."""
         tickets = {id(ticket.current): ticket for ticket in self._scheduler.running}
-        for sequence, event in zip(sequences, events, strict=True):
+        for sequence, event in taken:
             tickets[id(sequence)].token(event)
-        self._decoded += len(events)
+        self._decoded += len(taken)
 
     def _attempt_ended(self, ticket: Ticket) -> None:
         """A text is whole: give it, or have it judged."""
@@ -278,9 +310,9 @@ class Engine:
         """End every running request (and the waiting ones) with an error, and begin with empty rows."""
         with self._lock:
             tickets = [*self._scheduler.running, *(self._scheduler.waiting if waiting else ())]
+        self._rows.clear()  # first: what is broken may not be worth moving
         for ticket in tickets:
             self._finish(ticket, "error", error)
-        self._rows.clear()
 
     def _wake(self) -> None:
         with self._lock:
@@ -306,10 +338,6 @@ class Engine:
             while self._scheduler.idle and not self._stopping:
                 self._lock.wait()
             return not self._stopping
-
-
-def _last(hidden_RTd: Tensor | None) -> Tensor | None:
-    return None if hidden_RTd is None else hidden_RTd[:, -1]
 
 
 def _line(error: Exception) -> str:

@@ -35,22 +35,32 @@ class KVCache(Cache):
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self._arange = torch.arange(max_length, device=device)
 
-    def begin(self, left: int, right: int, starts: Sequence[int], new: int) -> tuple[Tensor, Tensor]:
+    def begin(
+        self, left: int, right: int, starts: Sequence[int], new: int, rows: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Feed `left` and `right` rows, row i from position `starts[i]` on, `new` tokens each.
+
+        `rows` names them where they are not the ones next to the middle; scattered ones are gathered. A row that has
+        fewer than `new` tokens is filled up: what that writes lies behind its end and is written again before it is
+        seen.
 
         Returns:
             Positions (R, T) and the additive mask (R or 1, 1, T, L).
         """
         self._low, self._high = self.middle - left, self.middle + right
+        self._picked: Tensor | None = None
+        if rows is not None:
+            self._low, self._high = rows[0], rows[0] + len(rows)
+            if list(rows) != list(range(self._low, self._high)):
+                self._picked = torch.tensor(rows, device=self.device)
         self._new, self._length = new, max(starts) + new
         self._start = starts[0] if len(set(starts)) == 1 else None
+        self._rows_R1 = self._arange[: len(starts), None] if self._picked is None else self._picked[:, None]
         if self._start is not None:
             positions_RT = self._arange[None, self._start : self._start + new]
         else:
-            if new != 1:
-                raise ValueError("rows of different lengths take one token a step")
-            positions_RT = torch.tensor(starts, device=self.device)[:, None]
-            self._rows, self._positions = self._arange[: len(starts)], positions_RT[:, 0]
+            positions_RT = torch.tensor(starts, device=self.device)[:, None] + self._arange[:new]
+        self._positions_RT = positions_RT
         seen_RTL = self._arange[: self._length] <= positions_RT[:, :, None]
         mask_R1TL = torch.zeros(seen_RTL.shape, dtype=self.dtype, device=self.device)
         mask_R1TL.masked_fill_(~seen_RTL, torch.finfo(self.dtype).min)
@@ -59,14 +69,19 @@ class KVCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        if self._picked is not None:
+            keys, values = self.keys[layer_idx], self.values[layer_idx]
+            keys[self._rows_R1, :, self._positions_RT] = key_states.transpose(1, 2)
+            values[self._rows_R1, :, self._positions_RT] = value_states.transpose(1, 2)
+            return keys[self._picked, :, : self._length], values[self._picked, :, : self._length]
         keys_RHLD = self.keys[layer_idx][self._low : self._high]
         values_RHLD = self.values[layer_idx][self._low : self._high]
         if self._start is not None:
             keys_RHLD[:, :, self._start : self._length] = key_states
             values_RHLD[:, :, self._start : self._length] = value_states
         else:
-            keys_RHLD[self._rows, :, self._positions] = key_states[:, :, 0]
-            values_RHLD[self._rows, :, self._positions] = value_states[:, :, 0]
+            keys_RHLD[self._rows_R1, :, self._positions_RT] = key_states.transpose(1, 2)
+            values_RHLD[self._rows_R1, :, self._positions_RT] = value_states.transpose(1, 2)
         return keys_RHLD[:, :, : self._length], values_RHLD[:, :, : self._length]
 
     def row(self, side: int, index: int) -> int:
@@ -78,6 +93,17 @@ class KVCache(Cache):
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, other in zip(mine, theirs, strict=True):
                 layer[to_row, :, :length] = other[from_row, :, :length]
+
+    def read(self, row: int, start: int, stop: int) -> Tensor:
+        """A copy of some positions of a row: keys and values (2, layers, H, T, D)."""
+        both = (self.keys, self.values)
+        return torch.stack([torch.stack([layer[row, :, start:stop] for layer in layers]) for layers in both])
+
+    def write(self, row: int, block_2NHTD: Tensor) -> None:
+        """Make the first positions of a row what `read` gave."""
+        for layers, new_NHTD in zip((self.keys, self.values), block_2NHTD, strict=True):
+            for layer, new_HTD in zip(layers, new_NHTD, strict=True):
+                layer[row, :, : new_HTD.shape[1]] = new_HTD
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._length - self._new

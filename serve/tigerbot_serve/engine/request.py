@@ -38,6 +38,7 @@ class Request:
         unjudged: a text that holds this is given as it is (the mark of a tool call; nothing for "").
         prompt_logprobs: give the prompt's own log-probabilities, with so many alternatives, before the answer.
         deadline_s: seconds from its submission after which the request ends within one step.
+        tenant: whose request it is; what one tenant's prompts left cached is of no use to another.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,6 +62,7 @@ class Request:
     unjudged: str = ""
     prompt_logprobs: int | None = None
     deadline_s: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Summary:
-    """The `ensemble` object of an answer."""
+    """The `ensemble` object of an answer. `gate_rate`: the share of tokens taken without the second member, if any."""
 
     dial: float
     w_mean: float
     p_dev_max: float | None
     verdict: Verdict
     rewrites: int = 0
+    gate_rate: float | None = None
     tokens: tuple[TokenEvent, ...] = ()
     draft: str | None = None
     draft_tokens: tuple[TokenEvent, ...] = ()
@@ -146,3 +149,9 @@ class EngineStats:
     outstanding_tokens: int
     tokens_decoded: int
     steps: int
+    prefix_bytes: int = 0
+    prefix_tokens_reused: int = 0
+    tokens_gated: int = 0
+    gate_variation: float = 0.0
+    tokens_drafted: int = 0
+    drafts_kept: int = 0

@@ -6,6 +6,9 @@ its side's outermost row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
+from tigerbot_serve.engine.prefix import PrefixCache
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, Caches, Feed, Members
 from tigerbot_serve.ensemble.mixture import Plan
@@ -43,10 +46,18 @@ class Rows:
                 continue
             hole, last = members.index(sequence), members.pop()
             if last is not sequence:
-                self._caches.copy(self._caches, side, len(members), hole, last.fed)
+                # One more than is fed: who verified a draft may have read the last token already.
+                self._caches.copy(self._caches, side, len(members), hole, last.fed + 1)
                 members[hole] = last
         self._plan = None
         return True
+
+    def keep(self, sequence: Sequence, prefix: PrefixCache) -> None:
+        """Leave what the sequence has fed to later prompts: the next turn of a chat begins with it."""
+        ids = (*sequence.prompt_ids, *sequence.output_ids)[: sequence.fed - sequence.debt]
+        for side, members in enumerate(self._sides):
+            if sequence in members:
+                prefix.store(side, sequence.request.tenant, ids, self._caches, members.index(sequence))
 
     def clear(self) -> None:
         for members in (*self._sides, self.sequences):
@@ -58,6 +69,21 @@ class Rows:
         creative = self._sides[CREATIVE][::-1]  # the outermost row is the first of the view
         factual = self._sides[FACTUAL]
         return _feed(creative), _feed(factual)
+
+    def pick(
+        self,
+        side: int,
+        sequences: Many[Sequence],
+        tokens: Many[Many[int]] | None = None,
+        starts: Many[int] | None = None,
+        width: int = 1,
+    ) -> Feed:
+        """Tokens for some sequences' rows of a side, filled up to `width`; by default each one's last."""
+        index = {id(one): place for place, one in enumerate(self._sides[side])}
+        tokens = [one.output_ids[-1:] for one in sequences] if tokens is None else tokens
+        starts = [one.fed for one in sequences] if starts is None else starts
+        filled = [[*row, *[0] * (width - len(row))] for row in tokens]
+        return Feed(filled, starts, [index[id(one)] for one in sequences])
 
     def plan(self) -> Plan:
         """The plan of the sequences as they are now, made again only when one came or went."""

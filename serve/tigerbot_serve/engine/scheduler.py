@@ -1,13 +1,15 @@
-"""Who waits, who holds a slot, and whose prompt is read next. First come, first served.
+"""Who waits, who holds a slot, and whose prompt is read next. Slots go first come, first served.
 
-A ticket holds its slot from admission until its FinishEvent, through judge and rewrites. This module knows nothing
-about torch; the engine calls it under its lock.
+A ticket holds its slot from admission until its FinishEvent, through judge and rewrites. Prompts are read in three
+lanes, each first come, first served: short prompts do not wait behind a long one, and the judge reads with what is
+left. This module knows nothing about torch; the engine calls it under its lock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 from tigerbot.errors import ServeError
 from tigerbot_serve.engine.request import FinishReason
@@ -19,24 +21,60 @@ class QueueFull(ServeError):
     """As many requests wait as may."""
 
 
-@dataclass
+class Lane(IntEnum):
+    """Whose turn it is to be read: what fits one chunk, what does not, answers for the judge."""
+
+    SHORT = 0
+    LONG = 1
+    JUDGE = 2
+
+
+# Of a step's chunk, where several lanes have work. Nobody starves: a judge that waits holds slots.
+_SHARES = {Lane.SHORT: 4, Lane.LONG: 3, Lane.JUDGE: 1}
+
+
+@dataclass(eq=False)
 class Prefill:
-    """Token ids to read for a ticket: its prompt, or, with `reading`, prompt and answer for the judge."""
+    """Token ids to read for a ticket: its prompt, or, with `reading`, prompt and answer for the judge.
+
+    Attributes:
+        done: tokens read, of each side.
+        begun: the known prefix was looked up.
+        counted: tokens that the ticket's usage has.
+        twins: tickets of the same prompt that take this reading's states as their own.
+    """
 
     ticket: Ticket
     ids: tuple[int, ...]
     reading: Reading | None = None
-    done: int = 0
+    lane: Lane = Lane.SHORT
+    done: list[int] = field(default_factory=lambda: [0, 0])
+    begun: bool = False
+    counted: int = 0
+    twins: list[Ticket] = field(default_factory=list)
+
+    def same_as(self, other: Prefill) -> bool:
+        """Whether one reading serves both: `n` choices of one prompt, say."""
+        mine, theirs = self.ticket, other.ticket
+        return (
+            self.reading is None
+            and other.reading is None
+            and self.ids == other.ids
+            and mine.current.dial == theirs.current.dial
+            and mine.request.tenant == theirs.request.tenant
+            and mine.request.prompt_logprobs is theirs.request.prompt_logprobs is None
+        )
 
 
 class Scheduler:
-    """`slots` running tickets, at most `max_queue` waiting ones."""
+    """`slots` running tickets, at most `max_queue` waiting ones; prompts of up to `chunk` tokens are short."""
 
-    def __init__(self, slots: int, max_queue: int) -> None:
+    def __init__(self, slots: int, max_queue: int, chunk: int) -> None:
         self.slots, self.max_queue = slots, max_queue
+        self._chunk = chunk
         self.waiting: deque[Ticket] = deque()
         self.running: list[Ticket] = []
-        self._prefills: deque[Prefill] = deque()
+        self._lanes: dict[Lane, deque[Prefill]] = {lane: deque() for lane in Lane}
 
     @property
     def idle(self) -> bool:
@@ -60,14 +98,30 @@ class Scheduler:
         return admitted
 
     def prefill(self, work: Prefill) -> None:
-        self._prefills.append(work)
+        if work.reading is not None:
+            work.lane = Lane.JUDGE
+        else:
+            work.lane = Lane.LONG if len(work.ids) > self._chunk else Lane.SHORT
+        self._lanes[work.lane].append(work)
 
-    def next_prefill(self) -> Prefill | None:
-        """The prompt under way, or the next one. One at a time: it stays first until `prefilled`."""
-        return self._prefills[0] if self._prefills else None
+    def shares(self) -> dict[Lane, int]:
+        """The lanes that have work, and how many of the step's tokens each may read."""
+        busy = [lane for lane in Lane if self._lanes[lane]]
+        total = sum(_SHARES[lane] for lane in busy)
+        return {lane: max(1, self._chunk * _SHARES[lane] // total) for lane in busy}
 
-    def prefilled(self) -> None:
-        self._prefills.popleft()
+    def next_prefill(self, lane: Lane) -> Prefill | None:
+        """The text under way in a lane, or its next one. One at a time: it stays first until `prefilled`."""
+        return self._lanes[lane][0] if self._lanes[lane] else None
+
+    def prefilled(self, work: Prefill) -> None:
+        """It was read, and with it everybody who waits for the same text."""
+        lane = self._lanes[work.lane]
+        lane.remove(work)
+        same = [other for other in lane if other.same_as(work)]
+        work.twins = [other.ticket for other in same]
+        for other in same:
+            lane.remove(other)
 
     def ending(self) -> list[tuple[Ticket, FinishReason]]:
         """Tickets that end before their text does, and why."""
@@ -78,7 +132,8 @@ class Scheduler:
         """Forget a ticket wherever it stands; its slot is free."""
         if ticket in self.running:
             self.running.remove(ticket)
-            self._prefills = deque(work for work in self._prefills if work.ticket is not ticket)
+            for lane, works in self._lanes.items():
+                self._lanes[lane] = deque(work for work in works if work.ticket is not ticket)
         elif ticket in self.waiting:
             self.waiting.remove(ticket)
 

@@ -90,6 +90,9 @@ class Sequence:
         self.failure = ""  # why its grammar cannot be followed further
         self.finish_reason: FinishReason | None = None
         self.prefilled = self.cached = 0  # tokens of the prompt: read or known, known
+        self.debt = self.skipped = 0  # tokens that one member was not fed: now (the last one apart), and in all
+        self.trust, self.skipping = 0.0, False  # how often of late one member's state was enough; see gate.py
+        self._ahead: tuple[int, Any] = (0, None)
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._prompt_stream = TextStream(tokenizer)
@@ -142,14 +145,26 @@ class Sequence:
         self.tokens.append(event)
         return event
 
+    def keep_ahead(self, state: Any) -> None:
+        """A member's state of the last token, read before the other one's; it is good until the next token."""
+        self._ahead = (len(self.output_ids), state)
+
+    def read_ahead(self) -> Any:
+        """What was kept, or None when tokens were taken since."""
+        place, state = self._ahead
+        return state if place == len(self.output_ids) else None
+
     def read_prompt(self, token: TokenEvent) -> None:
         """The prompt's next token, with what the mixture thought of it."""
         self.prompt_tokens.append(replace(token, text=self._prompt_stream.push(token.token_id), of_prompt=True))
 
-    def read_p_dev(self, p_dev: float | None) -> None:
-        """The last token was fed: what the factual member's state says about it replaces the reading before it."""
+    def read_p_dev(self, p_dev: float | None, back: int = 0) -> None:
+        """The last token was fed: what the factual member's state says about it replaces the reading before it.
+
+        `back` is how many tokens before the last one it was, where the factual member is late.
+        """
         if self.tokens and p_dev is not None:
-            self.tokens[-1] = replace(self.tokens[-1], p_dev=p_dev)
+            self.tokens[-1 - back] = replace(self.tokens[-1 - back], p_dev=p_dev)
 
 
 def _overlap(text: str, stop: str) -> int:

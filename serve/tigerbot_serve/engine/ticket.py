@@ -163,6 +163,7 @@ class Ticket:
             p_dev_max=max(risks, default=None),
             verdict=self.verdict,
             rewrites=self.rewrites,
+            gate_rate=self.kept.skipped / len(self.kept.tokens) if self.kept.skipped else None,
             tokens=tuple(self.kept.tokens) if want else (),
             draft=draft.text if draft else None,
             draft_tokens=tuple(draft.tokens) if draft and want else (),

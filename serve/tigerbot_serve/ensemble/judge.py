@@ -57,6 +57,11 @@ class Reading:
         self._logprobs: list[float] = []
         self._lingering = 0.0
 
+    @property
+    def prompt_length(self) -> int:
+        """The states of all but the last of these tokens are not wanted."""
+        return self._prompt
+
     def feed(self, start: int, hidden_Td: Tensor) -> None:
         """States of the tokens from `start` on."""
         first = max(start, self._prompt - 1)

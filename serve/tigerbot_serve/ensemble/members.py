@@ -27,10 +27,14 @@ CREATIVE, FACTUAL = 0, 1
 
 @dataclass(frozen=True)
 class Feed:
-    """Rows of one side: new token ids (R, T) and the position each row's first one has."""
+    """Rows of one side: new token ids (R, T) and the position each row's first one has.
+
+    `rows` says which, counted from the middle; None are the first ones, in the order of the view (see `forward`).
+    """
 
     ids: Sequence[Sequence[int]]
     starts: Sequence[int]
+    rows: Sequence[int] | None = None
 
 
 NOTHING = Feed((), ())
@@ -66,6 +70,16 @@ class Caches:
         """Take row `from_index` of a side of `source` as this one's `to_index`."""
         mine, theirs = self._of_side[side], source._of_side[side]
         mine.copy_row(theirs, theirs.row(side, from_index), mine.row(side, to_index), length)
+
+    def read(self, side: int, index: int, start: int, stop: int) -> Tensor:
+        """A copy of some positions of a row; see `KVCache.read`."""
+        mine = self._of_side[side]
+        return mine.read(mine.row(side, index), start, stop)
+
+    def write(self, side: int, index: int, block: Tensor) -> None:
+        """Make a row's first positions what `read` gave."""
+        mine = self._of_side[side]
+        mine.write(mine.row(side, index), block)
 
 
 class Members:
@@ -128,7 +142,7 @@ class Members:
 def _forward(stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
     ids_RT = torch.tensor([*feeds[0].ids, *feeds[1].ids], device=stack.model.device)
     starts = [*feeds[0].starts, *feeds[1].starts]
-    positions_RT, mask_R1TL = cache.begin(counts[0], counts[1], starts, ids_RT.shape[1])
+    positions_RT, mask_R1TL = cache.begin(counts[0], counts[1], starts, ids_RT.shape[1], _rows(cache, feeds))
     if stack.split is not None:
         stack.split.begin(counts[0], counts[1])
     return stack.model.model(
@@ -138,6 +152,17 @@ def _forward(stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequen
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def _rows(cache: KVCache, feeds: Sequence[Feed]) -> list[int] | None:
+    """The cache rows of feeds that name theirs."""
+    if all(feed.rows is None for feed in feeds):
+        return None
+    rows: list[int] = []
+    for side, feed in enumerate(feeds):
+        first = range(len(feed.starts))
+        rows += [cache.row(side, index) for index in (feed.rows or (first if side else first[::-1]))]
+    return rows
 
 
 def load_members(spec: MembersSpec, device: str = "cpu") -> Members:

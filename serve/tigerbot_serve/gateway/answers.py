@@ -95,6 +95,8 @@ class Shape:
             "verdict": summary.verdict,
             "rewrites": summary.rewrites,
         }
+        if summary.gate_rate is not None:
+            found["gate_rate"] = summary.gate_rate
         if self.tokens:
             found["tokens"] = self._shown(summary.tokens)
         if summary.draft is not None:

@@ -81,9 +81,9 @@ class _Gateway:
         return await self._answer(request, CompletionBody, "cmpl")
 
     async def _answer(self, request: HttpRequest, kind: type[Sampling], prefix: str) -> Any:
-        self._check_key(request)
+        tenant = self._check_key(request)
         body, ignored = parse(kind, await read_object(request, self._spec.http.max_body_bytes))
-        wanted = await wanted_of(body, self._engine, self._spec, self._grammars)
+        wanted = await wanted_of(body, self._engine, self._spec, self._grammars, tenant)
         shape = Shape(
             id=f"{prefix}-{secrets.token_hex(12)}",
             model=self._spec.model_name,
@@ -129,8 +129,8 @@ class _Gateway:
     async def page(self, request: HttpRequest) -> Response:
         return HTMLResponse(self._page, headers=self._page_headers)
 
-    def _check_key(self, request: HttpRequest) -> None:
-        self._keys.check(request.headers.get("authorization"))
+    def _check_key(self, request: HttpRequest) -> str:
+        return self._keys.check(request.headers.get("authorization"))
 
     def _card(self) -> dict[str, Any]:
         return {"id": self._spec.model_name, "object": "model", "created": self._began, "owned_by": "tigerbot"}

@@ -68,8 +68,10 @@ class Wanted:
     calls: bool = False
 
 
-async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: Grammars) -> Wanted:
-    """The engine requests of a body. A new grammar is compiled in a thread: other answers go on.
+async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: Grammars, tenant: str = "") -> Wanted:
+    """The engine requests of a body, asked with the key that `tenant` names.
+
+    A new grammar is compiled in a thread: other answers go on.
 
     Raises:
         ApiError: 404 another model, 400 the prompt does not fit, or a field that only the engine's limits refuse.
@@ -84,7 +86,7 @@ async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: 
         toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     prompts = _prompts(body, engine.tokenizer)
     grammar = await _grammar(body, toolbox, spec, grammars)
-    requests = requests_of(body, engine, spec, prompts, grammar, calls=toolbox is not None)
+    requests = requests_of(body, engine, spec, prompts, grammar, calls=toolbox is not None, tenant=tenant)
     if isinstance(body, CompletionBody):
         begun = isinstance(body.prompts[0], str) and engine.tokenizer.bos_token_id is not None
         return Wanted(requests, _echoed(body, engine.tokenizer), begun)
@@ -99,6 +101,7 @@ def requests_of(
     grammar: Grammar | None,
     *,
     calls: bool,
+    tenant: str = "",
 ) -> list[Request]:
     """The engine requests of a body, one for each of its `n` answers to each prompt.
 
@@ -134,6 +137,7 @@ def requests_of(
             unjudged=OPEN if calls else "",
             prompt_logprobs=body.wanted_logprobs if shows_prompt else None,
             deadline_s=spec.http.request_timeout_s,
+            tenant=tenant,
         )
         for prompt, room in zip(prompts, rooms, strict=True)
         for index in range(body.n or 1)
