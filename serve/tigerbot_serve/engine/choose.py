@@ -38,7 +38,7 @@ def choose(
     uniform_R = torch.tensor(draws, dtype=torch.float64, device=device)
     ids_R = sample(mixed.logprobs_RV, mixed.temperature_R, plan.top_p, uniform_R, floor=mixture.spec.plausibility)
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
-    expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
+    expected_R = mixed.expected(ids_R)
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
     tops = _tops(mixed.logprobs_RV, sequences)
     events = []

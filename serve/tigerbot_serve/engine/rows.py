@@ -81,4 +81,4 @@ def plan_of(sequences: list[Sequence], rows: tuple[list[int | None], list[int | 
 
 
 def _feed(sequences: list[Sequence]) -> Feed:
-    return Feed([one.output_ids[-1:] for one in sequences], [one.fed for one in sequences])
+    return Feed([one.output_ids[-1:] for one in sequences], [one.fed for one in sequences], list(map(id, sequences)))
