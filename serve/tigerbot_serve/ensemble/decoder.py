@@ -12,7 +12,7 @@ L cached positions, m the MLP's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,14 +147,11 @@ class LlamaDecoder:
         return self._angles_L2D.index_select(0, cache.positions_RT.flatten())
 
     def _taken(self, layer: Any, name: str, int8: bool) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-
         def one(*paths: str) -> Matrix:
             linears: dict[str, Any] = {f"{name}.{path}": layer.get_submodule(path) for path in paths}
             made = matrix([x.weight for x in linears.values()], [x.bias for x in linears.values()], int8=int8)
             return made if self._adapters is None else self._adapters.paired(made, linears)
 
-        assert attention.o_proj is not None and mlp.down_proj is not None
         return _Layer(
             self._rms.weight(layer.input_layernorm),
             one("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -210,6 +207,3 @@ class _RmsNorm:
         wide_Nd = x_Nd.float()
         scale_N1 = torch.rsqrt(wide_Nd.square().mean(-1, keepdim=True) + self._eps)
         return weight_d * (wide_Nd * scale_N1).to(x_Nd.dtype)
-
-
-Forward = Callable[[KVCache, Tensor, Sequence[int], "Twins | None"], Tensor]

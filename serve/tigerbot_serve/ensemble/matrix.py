@@ -1,7 +1,8 @@
 """A linear in the form in which its device multiplies few rows fastest.
 
 On a CPU oneDNN multiplies 4 to 32 rows with a packed float32 matrix in half the time that torch's own linear takes
-(docs/engine.md), so decoding packs every matrix once, at load. A GPU, and a CPU without oneDNN, take the plain matrix.
+(docs/engine.md), so decoding packs every matrix once, at load. Fewer rows than four take longer than four, which have a
+better kernel: they are filled up. A GPU, and a CPU without oneDNN, take the plain matrix.
 
 Legend: N rows, i and o a linear's input and output width.
 """
@@ -17,6 +18,8 @@ from tigerbot.int8 import Int8Linear
 
 Matrix = Callable[[Tensor], Tensor]
 
+_FEW = 4
+
 
 class Packed:
     """A linear whose matrix oneDNN has laid out for itself."""
@@ -26,7 +29,10 @@ class Packed:
         self._bias_o = None if bias_o is None else bias_o.detach()
 
     def __call__(self, x_Ni: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x_Ni, self._weight, self._bias_o, "none", [], "")
+        rows = len(x_Ni)
+        if rows < _FEW:
+            x_Ni = nn.functional.pad(x_Ni, (0, 0, 0, _FEW - rows))
+        return torch.ops.mkldnn._linear_pointwise(x_Ni, self._weight, self._bias_o, "none", [], "")[:rows]
 
 
 class Plain:

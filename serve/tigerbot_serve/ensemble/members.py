@@ -145,7 +145,9 @@ class Members:
 
     def _forward(self, stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
         ids_RT = torch.tensor([*feeds[CREATIVE].ids, *feeds[FACTUAL].ids], device=stack.decoder.device)
-        cache.begin(*counts, [*feeds[CREATIVE].starts, *feeds[FACTUAL].starts], ids_RT.shape[1])
+        cache.begin(
+            counts[CREATIVE], counts[FACTUAL], [*feeds[CREATIVE].starts, *feeds[FACTUAL].starts], ids_RT.shape[1]
+        )
         twins = None
         if stack.decoder.shares_layers and all(counts):
             same = range(counts[CREATIVE]) if feeds[CREATIVE] is feeds[FACTUAL] else ()
