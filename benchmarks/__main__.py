@@ -23,6 +23,7 @@ NAMES = (
     "adam8bit",
     "islands",
     "sweep_best",
+    "engine_decode",
     "ensemble_decode",
     "sweep_rate",
     "sweep_kills",
