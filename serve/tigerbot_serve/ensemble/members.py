@@ -34,8 +34,9 @@ CREATIVE, FACTUAL = 0, 1
 class Feed:
     """Rows of one side: new token ids (R, T) and the position each row's first one has.
 
-    `texts` says which text a row belongs to: rows of both sides of one text are the same below the experts' adapters,
-    and run once there. Without it only the same feed on both sides is known to be that.
+    `texts` says which text a row belongs to: rows of both sides of one text, which take the same tokens at the same
+    positions, are one below the experts' adapters and run once there. Without it only the same feed on both sides is
+    known to be that.
     """
 
     ids: Sequence[Sequence[int]]
