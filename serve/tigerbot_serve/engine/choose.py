@@ -47,7 +47,7 @@ def choose(
         min_p=[sequence.request.min_p for sequence in sequences],
     )
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
-    expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
+    expected_R = mixed.expected(ids_R)
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
     return record(sequences, ids_R.tolist(), tops(mixed.logprobs_RV, sequences), numbers)
 
