@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
+from tigerbot.spec.plugins import PluginSpec
 
 
 class DialSpec(Part):
@@ -75,3 +76,12 @@ class ServeSpec(Job):
     engine: EngineSpec = EngineSpec()
     http: HttpSpec = HttpSpec()
     scale: ServeScale = ServeScale()
+    plugins: list[PluginSpec] = []
+
+    @field_validator("plugins")
+    @classmethod
+    def _each_once(cls, plugins: list[PluginSpec]) -> list[PluginSpec]:
+        names = [plugin.name for plugin in plugins]
+        if len(set(names)) < len(names):
+            raise ValueError(f"wants each plug-in once; got {', '.join(names)}")
+        return plugins
