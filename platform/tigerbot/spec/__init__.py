@@ -13,7 +13,7 @@ from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
 from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
 from tigerbot.spec.plugins import PluginSpec
-from tigerbot.spec.serve import DialSpec, EngineSpec, JudgeSpec, MembersSpec, ServeSpec
+from tigerbot.spec.serve import DialSpec, EngineSpec, GrammarSpec, JudgeSpec, MembersSpec, ServeSpec
 from tigerbot.spec.simulate import (
     BuySpec,
     FailureSpec,
@@ -34,6 +34,7 @@ __all__ = [
     "DataSource",
     "DialSpec",
     "EngineSpec",
+    "GrammarSpec",
     "EvalSpec",
     "FailureSpec",
     "FaultKind",

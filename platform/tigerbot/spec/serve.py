@@ -64,6 +64,14 @@ class EngineSpec(Part):
     prefill_chunk: Count = 256
 
 
+class GrammarSpec(Part):
+    """What `response_format` and tools may ask for: the largest schema, and how many compiled ones are kept."""
+
+    max_schema_bytes: Count = 65_536
+    max_depth: Annotated[Count, Field(le=64)] = 24
+    cached: Count = 64
+
+
 class ServeSpec(Job):
     """An ensemble behind one OpenAI-compatible endpoint."""
 
@@ -74,6 +82,7 @@ class ServeSpec(Job):
     dial: DialSpec = DialSpec()
     judge: JudgeSpec = JudgeSpec()
     engine: EngineSpec = EngineSpec()
+    grammar: GrammarSpec = GrammarSpec()
     http: HttpSpec = HttpSpec()
     scale: ServeScale = ServeScale()
     plugins: list[PluginSpec] = []

@@ -1,4 +1,4 @@
-"""One token for every sequence of a step: mix, sample, append. The only place where numbers leave the device.
+"""One token for every sequence of a step: mix, steer, sample, append. The only place where numbers leave the device.
 
 Legend: R sequences of the step, C and F rows of the creative and the factual side, d hidden width, V vocabulary.
 """
@@ -14,6 +14,7 @@ from tigerbot.surprise import linger
 from tigerbot_serve.engine.request import TokenEvent
 from tigerbot_serve.engine.sampler import sample
 from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.engine.steer import steer
 from tigerbot_serve.ensemble.mixture import Mixture, Plan
 
 
@@ -36,7 +37,15 @@ def choose(
     # One draw a token, greedy or not, so that a seed means the same text in every mode.
     draws = [sequence.rng.random() for sequence in sequences]
     uniform_R = torch.tensor(draws, dtype=torch.float64, device=device)
-    ids_R = sample(mixed.logprobs_RV, mixed.temperature_R, plan.top_p, uniform_R, floor=mixture.spec.plausibility)
+    ids_R = sample(
+        steer(mixed.logprobs_RV, sequences),
+        mixed.temperature_R,
+        plan.top_p,
+        uniform_R,
+        floor=mixture.spec.plausibility,
+        top_k=[sequence.request.top_k for sequence in sequences],
+        min_p=[sequence.request.min_p for sequence in sequences],
+    )
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
     expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()

@@ -1,6 +1,6 @@
 """The engine: one thread that owns torch and steps every running sequence, requests in, events out.
 
-A step is: drop who cancelled, admit who waits, decode one token of every sequence, read on in the prompts, deliver.
+A step is: drop who left or is late, admit who waits, decode one token of every sequence, read on in prompts, deliver.
 A step that fails ends its requests with an error and the engine lives on. It knows nothing about HTTP.
 
 Legend: R sequences of a step, d hidden width, V vocabulary.
@@ -21,6 +21,7 @@ from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
+from tigerbot_serve.engine.echo import read_prompt
 from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
 from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.scheduler import Prefill, Scheduler
@@ -130,17 +131,17 @@ class Engine:
 
     def step(self) -> None:
         """One round over everything that runs."""
-        self._drop_cancelled()
+        self._drop_ending()
         self._admit()
         self._decode()
         self._prefill()
         self._deliver()
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ending(self) -> None:
         with self._lock:
-            cancelled = self._scheduler.cancelled()
-        for ticket in cancelled:
-            self._finish(ticket, "cancelled")
+            ending = self._scheduler.ending()
+        for ticket, reason in ending:
+            self._finish(ticket, reason)
 
     def _admit(self) -> None:
         with self._lock:
@@ -180,6 +181,7 @@ class Engine:
             work.ticket.judge_tokens += len(chunk)
         else:
             work.ticket.current.prefilled += len(chunk)
+            read_prompt(self.mixture, work.ticket.current, work.done, creative, factual)
         work.done += len(chunk)
         if work.done == len(work.ids):
             self._scheduler.prefilled()
@@ -191,6 +193,11 @@ class Engine:
 
     def _first_token(self, ticket: Ticket, creative_1d: Tensor | None, factual_1d: Tensor | None) -> None:
         sequence = ticket.current
+        ticket.prompt_read()
+        if not sequence.max_tokens:  # only the prompt's own log-probabilities are wanted
+            sequence.finish_reason = "length"
+            self._attempt_ended(ticket)
+            return
         rows = ([None if creative_1d is None else 0], [None if factual_1d is None else 0])
         self._advance([sequence], plan_of([sequence], rows, self.members.device), creative_1d, factual_1d)
         if sequence.finish_reason is None:
@@ -213,7 +220,7 @@ class Engine:
         attempt = ticket.current
         answer_ids = [token.token_id for token in attempt.answer]
         reading = None
-        if ticket.request.verify:
+        if ticket.to_judge:
             reading = self.judge.reading(ticket.request.dial, attempt.prompt_ids, answer_ids)
         if reading is not None:
             if not ticket.rewrites:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+from tigerbot_serve.engine.grammar import Grammar
+
+# "deadline": it came before a whole text was there; "grammar": its grammar became too large to follow further.
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "grammar", "error"]
 Phase = Literal["draft", "judge", "rewrite"]
 Verdict = Literal["ok", "rewritten", "flagged", "unverified"]
 
@@ -22,10 +25,19 @@ class Request:
         dial: 0 is the factual member alone, 1 the creative member alone.
         temperature: 0 is greedy; None takes the dial's own, tied to the mixing weight.
         seed: None draws one.
+        top_k: 0 keeps all.
+        min_p: least share of the best token's probability, after temperature.
+        presence_penalty, frequency_penalty: taken from the log-probabilities of the answer's own tokens.
+        repetition_penalty: factor on the log-probabilities of tokens of prompt and answer.
+        logit_bias: token ids and what is added to their log-probabilities; -100 bans.
+        grammar: what the answer is held to; its end ends the answer.
         stop: texts that end the answer and are not part of it, also across token borders.
         logprobs: how many alternatives to give with every token's log-probability; None gives neither.
         verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
         want_tokens: keep every token's probabilities in the summary, the draft's too.
+        unjudged: a text that holds this is given as it is (the mark of a tool call; nothing for "").
+        prompt_logprobs: give the prompt's own log-probabilities, with so many alternatives, before the answer.
+        deadline_s: seconds from its submission after which the request ends within one step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -39,13 +51,23 @@ class Request:
     verify: bool = False
     max_rewrites: int = 0
     want_tokens: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+    unjudged: str = ""
+    prompt_logprobs: int | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """One token of the answer. `text` may be empty while a character or a stop text is incomplete.
 
-    `logprob` is natural, of the distribution the token was drawn from before temperature and top-p (so that dial 0 and
+    `logprob` is natural, the mixture's own: before penalties, bias, grammar, temperature and masks (so that dial 0 and
     1 are the single models'); `p_div` and `p_dev` are None where no heads are loaded; `w` is the creative weight.
     """
 
@@ -59,6 +81,13 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class PromptEvent:
+    """The prompt's tokens and the mixture's log-probability of each (NaN for the first), where they were asked for."""
+
+    tokens: tuple[TokenEvent, ...]
+
+
+@dataclass(frozen=True)
 class PhaseEvent:
     """A held answer entered a phase."""
 
@@ -67,12 +96,16 @@ class PhaseEvent:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens spent. `completion_tokens` are of the text given; abandoned drafts and the judge's prefill are beside."""
+    """Tokens spent. `completion_tokens` are of the text given; abandoned drafts and the judge's prefill are beside.
+
+    `cached_tokens` of the prompt were known from earlier ones and not read again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     draft_tokens: int = 0
     judge_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +124,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """The last event of every request. `error` says what failed when the reason is "error"."""
+    """The last event of every request. `error` says what failed when the reason is "error" or "grammar"."""
 
     finish_reason: FinishReason
     usage: Usage
@@ -99,7 +132,7 @@ class FinishEvent:
     error: str = ""
 
 
-Event = TokenEvent | PhaseEvent | FinishEvent
+Event = TokenEvent | PromptEvent | PhaseEvent | FinishEvent
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from tigerbot.errors import ServeError
+from tigerbot_serve.engine.request import FinishReason
 from tigerbot_serve.engine.ticket import Ticket
 from tigerbot_serve.ensemble.judge import Reading
 
@@ -68,8 +69,10 @@ class Scheduler:
     def prefilled(self) -> None:
         self._prefills.popleft()
 
-    def cancelled(self) -> list[Ticket]:
-        return [ticket for ticket in (*self.waiting, *self.running) if ticket.handle.cancelled]
+    def ending(self) -> list[tuple[Ticket, FinishReason]]:
+        """Tickets that end before their text does, and why."""
+        found = [(ticket, ticket.ending()) for ticket in (*self.waiting, *self.running)]
+        return [(ticket, reason) for ticket, reason in found if reason is not None]
 
     def release(self, ticket: Ticket) -> None:
         """Forget a ticket wherever it stands; its slot is free."""

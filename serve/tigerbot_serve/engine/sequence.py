@@ -84,10 +84,15 @@ class Sequence:
         self.rng = rng
         self.output_ids: list[int] = []
         self.tokens: list[TokenEvent] = []
+        self.counts: dict[int, int] = {}  # of the answer's own tokens
+        self.prompt_tokens: list[TokenEvent] = []
+        self.matcher = request.grammar.begin() if request.grammar is not None else None
+        self.failure = ""  # why its grammar cannot be followed further
         self.finish_reason: FinishReason | None = None
-        self.prefilled = 0
+        self.prefilled = self.cached = 0  # tokens of the prompt: read or known, known
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
+        self._prompt_stream = TextStream(tokenizer)
         self._end_ids = end_ids
 
     @property
@@ -120,9 +125,14 @@ class Sequence:
     ) -> TokenEvent:
         """Take the next token; its event carries the text that became final, all of it when this is the last one."""
         self.output_ids.append(token_id)
+        self.counts[token_id] = self.counts.get(token_id, 0) + 1
         ended = token_id in self._end_ids
+        if self.matcher is not None:
+            self.matcher.take(token_id)
         text = "" if ended else self._stream.push(token_id)
-        if ended or self._stream.stopped:
+        if self.failure:
+            text, self.finish_reason = "", "grammar"
+        elif ended or self._stream.stopped or (self.matcher is not None and self.matcher.ended):
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_tokens:
             self.finish_reason = "length"
@@ -131,6 +141,10 @@ class Sequence:
         event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w)
         self.tokens.append(event)
         return event
+
+    def read_prompt(self, token: TokenEvent) -> None:
+        """The prompt's next token, with what the mixture thought of it."""
+        self.prompt_tokens.append(replace(token, text=self._prompt_stream.push(token.token_id)))
 
     def read_p_dev(self, p_dev: float | None) -> None:
         """The last token was fed: what the factual member's state says about it replaces the reading before it."""

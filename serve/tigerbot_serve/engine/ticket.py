@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from tigerbot_serve.engine.request import (
     FinishReason,
     Phase,
     PhaseEvent,
+    PromptEvent,
     Request,
     Summary,
     TokenEvent,
@@ -82,6 +84,7 @@ class Ticket:
         self.opinion: Opinion | None = None
         self.verdict: Verdict = "unverified"
         self.judge_tokens = 0
+        self._until = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         self._outbox: list[Event] = []
 
     @property
@@ -91,6 +94,28 @@ class Ticket:
     @property
     def rewrites(self) -> int:
         return len(self.attempts) - 1
+
+    @property
+    def to_judge(self) -> bool:
+        """Whether the judge may read the text that is whole now. A tool call is not its business."""
+        unjudged = self.request.unjudged
+        held = self.request.verify and self.current.finish_reason != "grammar"
+        return held and not (unjudged and unjudged in self.current.text)
+
+    def ending(self) -> FinishReason | None:
+        """Why it ends now, whatever it is doing: its caller left, or its deadline passed.
+
+        A held answer that is whole by then is given as it stands.
+        """
+        if self.handle.cancelled:
+            return "cancelled"
+        if self._until is None or time.monotonic() < self._until:
+            return None
+        return (self.request.verify and self.kept.finish_reason) or "deadline"
+
+    def prompt_read(self) -> None:
+        if self.request.prompt_logprobs is not None:
+            self._outbox.append(PromptEvent(tuple(self.current.prompt_tokens)))
 
     def token(self, event: TokenEvent) -> None:
         if not self.request.verify:
@@ -108,7 +133,7 @@ class Ticket:
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """The last event; before it the tokens of an answer that was held."""
-        if self.request.verify and reason not in ("cancelled", "error"):
+        if self.request.verify and reason in ("stop", "length"):
             self._outbox += self.kept.tokens
         dropped = [attempt for attempt in self.attempts if attempt is not self.kept]
         usage = Usage(
@@ -116,8 +141,9 @@ class Ticket:
             completion_tokens=len(self.kept.tokens),
             draft_tokens=sum(len(attempt.tokens) for attempt in dropped),
             judge_tokens=self.judge_tokens,
+            cached_tokens=self.attempts[0].cached,
         )
-        self._outbox.append(FinishEvent(reason, usage, self._summary(), error))
+        self._outbox.append(FinishEvent(reason, usage, self._summary(), error or self.kept.failure))
 
     def flush(self) -> None:
         """Give what has gathered in this step, in one wake-up of the caller's loop."""
