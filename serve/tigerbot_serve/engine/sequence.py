@@ -9,9 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tigerbot_serve.engine.request import FinishReason, Request, TokenEvent
+
+if TYPE_CHECKING:
+    from tigerbot_serve.ensemble.pull import Pull
 
 _MISSING = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
 _CONTEXT = 4  # tokens decoded again before the new ones: some decoders join a token to the one before it
@@ -90,6 +93,7 @@ class Sequence:
         self.failure = ""  # why its grammar cannot be followed further
         self.finish_reason: FinishReason | None = None
         self.prefilled = self.cached = 0  # tokens of the prompt: read or known, known
+        self.pull: Pull | None = None  # of the evidence, in a rewrite
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._prompt_stream = TextStream(tokenizer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from tigerbot.chat import end_token_ids
 from tigerbot_serve.engine.request import FinishEvent, Summary, TokenEvent, Usage
+from tigerbot_serve.ensemble.evidence import Evidence, Span
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Shape:
         chat: chat completion, else plain completion.
         logprobs: give log-probabilities.
         tokens: give every token's probabilities in the `ensemble` object.
+        evidence: give what the judge doubted, looked up and decided.
     """
 
     id: str
@@ -28,6 +30,7 @@ class Shape:
     chat: bool
     logprobs: bool = False
     tokens: bool = False
+    evidence: bool = False
 
     def whole(self, answers: Sequence[tuple[Sequence[TokenEvent], FinishEvent]]) -> dict[str, Any]:
         """A response that is not a stream, one choice an answer."""
@@ -82,6 +85,14 @@ class Shape:
             found["draft"] = summary.draft
             if self.tokens:
                 found["draft_tokens"] = self._shown(summary.draft_tokens)
+        if self.tokens or self.evidence:
+            found |= {
+                "reasons": list(summary.reasons),
+                "evidence": [_public(one) for one in summary.evidence],
+                "flagged": [_public(span) for span in summary.flagged],
+            }
+            if summary.draft is not None:
+                found["draft_flagged"] = [_public(span) for span in summary.draft_flagged]
         return found
 
     def _choice(self, index: int, tokens: Sequence[TokenEvent], end: FinishEvent) -> dict[str, Any]:
@@ -136,6 +147,10 @@ class Shape:
     def _without_end(self, tokens: Sequence[TokenEvent]) -> list[TokenEvent]:
         ends = _ends(self.tokenizer)
         return [token for token in tokens if token.token_id not in ends]
+
+
+def _public(one: Evidence | Span) -> dict[str, Any]:
+    return asdict(one)
 
 
 def usage(spent: Iterable[Usage]) -> dict[str, Any]:

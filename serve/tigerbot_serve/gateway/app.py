@@ -89,6 +89,7 @@ class _Gateway:
             chat=kind is ChatBody,
             logprobs=body.wanted_logprobs is not None,
             tokens=bool(body.ensemble_tokens),
+            evidence=bool(body.evidence),
         )
         headers = {"x-ignored-fields": _header_safe(ignored)} if ignored else {}
         timeout_s = self._spec.http.request_timeout_s

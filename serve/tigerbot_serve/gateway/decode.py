@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from tigerbot.chat import encode_chat, encode_plain
+from tigerbot.chat import Message, encode_chat, encode_plain
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.engine.request import EngineStats, FinishEvent, Request, TokenEvent
@@ -63,7 +63,8 @@ def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Reques
             code="context_length_exceeded",
         )
     seed = secrets.randbits(62) if body.seed is None else body.seed
-    held = isinstance(body, ChatBody) and not body.stream if body.verify is None else body.verify
+    plugins = _plugins(body, spec)
+    held = (isinstance(body, ChatBody) and not body.stream) or bool(plugins) if body.verify is None else body.verify
     rewrites = spec.judge.max_rewrites if body.max_rewrites is None else body.max_rewrites
     return [
         Request(
@@ -78,6 +79,9 @@ def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Reques
             verify=held,
             max_rewrites=rewrites if held else 0,
             want_tokens=bool(body.ensemble_tokens),
+            messages=tuple(_turns(body)) if held else (),
+            plugins=plugins,
+            want_evidence=bool(body.evidence),
         )
         for index in range(body.n or 1)
     ]
@@ -163,6 +167,25 @@ def _prompt_ids(body: Sampling, tokenizer: Any, spec: ServeSpec) -> list[int]:
         begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         return begin + encode_plain(tokenizer, body.prompt)
     return body.prompt
+
+
+def _turns(body: Sampling) -> list[Message]:
+    """The conversation as a rewrite begins from it. A plain completion is one turn to search with, never to template."""
+    return [message.plain() for message in body.messages] if isinstance(body, ChatBody) else []  # type: ignore[misc]
+
+
+def _plugins(body: Sampling, spec: ServeSpec) -> tuple[str, ...]:
+    """The plug-ins a body names, of those the spec has.
+
+    Raises:
+        ApiError: 400, there is none of that name.
+    """
+    served = [plugin.name for plugin in spec.plugins]
+    for name in body.plugins or ():
+        if name not in served:
+            message = f"plugins: got {name!r}, this server has {', '.join(served) or 'none'}"
+            raise ApiError(400, message, param="plugins", code="unknown_plugin")
+    return tuple(dict.fromkeys(body.plugins or ()))
 
 
 def _refusal(error: Exception) -> ApiError:
