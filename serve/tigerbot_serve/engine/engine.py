@@ -158,7 +158,7 @@ class Engine:
     def _look_up(self) -> None:
         """Tickets whose plug-ins have answered go on."""
         for ticket in list(self._scheduler.running):
-            if ticket.lookup is not None and ticket.lookup.done and not ticket.looked_up:
+            if ticket.looking_up and not ticket.waits:
                 self._follow(ticket, self.review.looked_up, ticket)
 
     def _decode(self) -> None:
@@ -247,7 +247,7 @@ class Engine:
             self._scheduler.prefill(Prefill(ticket, wanted.prompt_ids))
         elif wanted is not None:
             self._scheduler.prefill(Prefill(ticket, wanted.ids, wanted))
-        elif not ticket.waits:
+        elif not ticket.looking_up:
             self._finish(ticket, ticket.kept.finish_reason or "stop")
 
     def _give_up(self, ticket: Ticket, error: Exception) -> None:

@@ -127,6 +127,11 @@ class Ticket:
         return self.lookup is not None and not self.lookup.done
 
     @property
+    def looking_up(self) -> bool:
+        """Whether what plug-ins say has not been made use of yet."""
+        return self.lookup is not None and not self.looked_up
+
+    @property
     def time_for_a_rewrite(self) -> bool:
         """Whether another attempt can be expected to end before the deadline, by what the draft took."""
         if self._until is None:

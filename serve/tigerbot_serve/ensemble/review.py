@@ -4,7 +4,7 @@
                      -> doubt: look up -> reading with the evidence -> rewrite -> reading -> the better one is given
 
 Every method takes a ticket one step further and says what it wants next: a `Reading` to prefill, a `Sequence` to
-decode, or nothing. Nothing means that the answer is settled, or waits for plug-ins (`ticket.waits`). It knows nothing
+decode, or nothing. Nothing means that the answer is settled, or that plug-ins are asked (`ticket.looking_up`). It knows nothing
 about slots, and what fails in here costs the verdict, never the answer.
 """
 
