@@ -24,6 +24,7 @@ NAMES = (
     "islands",
     "sweep_best",
     "ensemble_decode",
+    "dial_quality",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",
