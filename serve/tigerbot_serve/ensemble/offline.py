@@ -120,14 +120,17 @@ class Pair:
     def _decoded(self, prompts: list[list[int]], rule: Rule, setting: float, seed: int, tokens: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
         fed_nT, mask_nT = _padded(prompts)
-        sides, caches = rule.sides(setting), [None, None]
+        sides = rule.sides(setting)
+        caches: list[Any] = [None, None]
         said: list[list[int]] = [[] for _ in prompts]
         alive_n, surprise_n = torch.ones(len(prompts), dtype=torch.bool), torch.zeros(len(prompts))
         for _ in range(tokens):
-            hidden, logprobs = [None, None], [None, None]
+            hidden: list[Any] = [None, None]
+            logprobs: list[Any] = [None, None]
             for side in sides:
                 hidden[side], logprobs[side], caches[side] = self._step(side, fed_nT, mask_nT, caches[side])
-            view = View(setting, *logprobs, *self._read(hidden, surprise_n), said)
+            p_div_n, p_dev_n = self._read(hidden, surprise_n)
+            view = View(setting, logprobs[CREATIVE], logprobs[FACTUAL], p_div_n, p_dev_n, said)
             choice = rule(view)
             uniform_n = torch.rand(len(prompts), generator=generator, dtype=torch.float64)
             ids_n = sample(choice.logprobs_nV, choice.temperature_n, choice.top_p, uniform_n, floor=rule.floor)
