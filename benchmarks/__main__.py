@@ -26,6 +26,7 @@ NAMES = (
     "engine_decode",
     "ensemble_decode",
     "skipping",
+    "dial_quality",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",

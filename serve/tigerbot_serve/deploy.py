@@ -22,6 +22,7 @@ from tigerbot.runs import Run, write_json
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.gateway.app import LOOPBACK
 from tigerbot_serve.gateway.keys import KeyRing
+from tigerbot_serve.plugins.registry import resolved as resolved_plugins
 
 MAX_ONGOING = 512  # Serve's own limit is the last fence; the engine's queue is the first
 START_TIMEOUT_S = 300.0
@@ -214,6 +215,7 @@ def _resolved(spec: ServeSpec) -> ServeSpec:
             "members": spec.members.model_copy(update=folders),
             "heads": str(Path(spec.heads).absolute()) if spec.heads else None,
             "http": spec.http.model_copy(update={"port": port}),
+            "plugins": resolved_plugins(spec.plugins),
         }
     )
 

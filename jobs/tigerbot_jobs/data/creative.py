@@ -244,6 +244,11 @@ def valid(kind: str, lang: str, text: str) -> bool:
     return _recogniser(kind, lang).fullmatch(" ".join(text.split())) is not None
 
 
+def pattern(kind: str, lang: str) -> str:
+    """The regular expression that a whole text of this kind matches."""
+    return _recogniser(kind, lang).pattern
+
+
 def _filled(pattern: str, lang: str, rng: random.Random) -> str:
     return pattern.format_map({slot: rng.choice(words) for slot, words in WORDS[lang].items()})
 

@@ -12,6 +12,7 @@ from tigerbot.spec.identity import flat, spec_changes, spec_difference, spec_has
 from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
 from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
+from tigerbot.spec.plugins import PluginSpec
 from tigerbot.spec.serve import (
     DialSpec,
     EngineSpec,
@@ -56,6 +57,7 @@ __all__ = [
     "MembersSpec",
     "ModelSource",
     "PlannedSpec",
+    "PluginSpec",
     "PolicySpec",
     "Scale",
     "ServeSpec",

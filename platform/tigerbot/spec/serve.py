@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
+from tigerbot.spec.plugins import PluginSpec
 
 
 class DialSpec(Part):
@@ -22,12 +23,19 @@ class DialSpec(Part):
 
 
 class JudgeSpec(Part):
-    """When an answer is rewritten: its length-free p_dev score above `threshold`, kept if better by `margin`."""
+    """When an answer is rewritten: its length-free p_dev score above `threshold`, kept if better by `margin`.
+
+    Evidence reaches a rewrite as quotations in its prompt, as a pull of `pull` nats towards the quoted words, or both.
+    A model that was not taught to read quotations wants `pull`.
+    """
 
     threshold: Unit = 0.5
     margin: Unit = 0.05
     max_rewrites: Annotated[int, Field(ge=0, le=2)] = 1
     off_above_dial: Unit = 0.7
+    evidence: Literal["prompt", "pull", "both"] = "both"
+    pull: Annotated[Real, Field(ge=0, le=20)] = 5.0
+    evidence_characters: Annotated[Count, Field(le=20_000)] = 1500
 
 
 class MembersSpec(Part):
@@ -105,3 +113,12 @@ class ServeSpec(Job):
     grammar: GrammarSpec = GrammarSpec()
     http: HttpSpec = HttpSpec()
     scale: ServeScale = ServeScale()
+    plugins: list[PluginSpec] = []
+
+    @field_validator("plugins")
+    @classmethod
+    def _each_once(cls, plugins: list[PluginSpec]) -> list[PluginSpec]:
+        names = [plugin.name for plugin in plugins]
+        if len(set(names)) < len(names):
+            raise ValueError(f"wants each plug-in once; got {', '.join(names)}")
+        return plugins

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ from tigerbot_serve.engine.speculate import Taken
 from tigerbot_serve.engine.ticket import Handle, Ticket
 from tigerbot_serve.ensemble.judge import Judge
 from tigerbot_serve.ensemble.mixture import Mixture
+from tigerbot_serve.ensemble.review import Review, Wanted
 
 log = logging.getLogger(__name__)
+
+REST_S = 0.05  # between looks at the clock while plug-ins are waited for: deadlines do not ring
 
 
 class Engine:
@@ -62,6 +66,7 @@ class Engine:
         self._prefix = PrefixCache(self.members.hashes, spec.prefix_cache_bytes, public)
         self._reader = Reader(self.mixture, self._prefix, self.max_length)
         self._lock = threading.Condition()
+        self.review = Review(judge, mixture.spec, self._end_ids, self.max_length, self._wake)
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._steps = self._decoded = self._gated = 0
@@ -148,6 +153,7 @@ class Engine:
         """One round over everything that runs."""
         self._drop_ending()
         self._admit()
+        self._look_up()
         self._decode()
         self._prefill()
         self._deliver()
@@ -163,6 +169,12 @@ class Engine:
             admitted = self._scheduler.admit()
         for ticket in admitted:
             ticket.phase("draft")
+
+    def _look_up(self) -> None:
+        """Tickets whose plug-ins have answered go on."""
+        for ticket in list(self._scheduler.running):
+            if ticket.looking_up and not ticket.waits:
+                self._follow(ticket, self.review.looked_up, ticket)
 
     def _decode(self) -> None:
         """A token for every sequence; what fails here is about all of them, unless there was no memory for so many."""
@@ -207,7 +219,7 @@ class Engine:
                     return 0
                 for ticket in (work.ticket, *work.twins):
                     if ticket in self._scheduler.running:
-                        self._finish(ticket, "error", _line(error))
+                        self._give_up(ticket, error)
         return budget
 
     def _may_read_again(self, lane: Lane, work: Prefill) -> bool:
@@ -253,47 +265,34 @@ class Engine:
 
     def _attempt_ended(self, ticket: Ticket) -> None:
         """A text is whole: give it, or have it judged."""
-        attempt = ticket.current
-        answer_ids = [token.token_id for token in attempt.answer]
-        reading = None
-        if ticket.to_judge:
-            reading = self.judge.reading(ticket.request.dial, attempt.prompt_ids, answer_ids)
-        if reading is not None:
-            if not ticket.rewrites:
-                ticket.phase("judge")
-            self._scheduler.prefill(Prefill(ticket, reading.ids, reading))
-        else:
-            self._finish(ticket, ticket.kept.finish_reason or "stop")
+        self._follow(ticket, self.review.ended, ticket)
 
     def _judged(self, work: Prefill) -> None:
-        """The judge has read an attempt: keep it or not, rewrite once more or finish."""
-        assert work.reading is not None
-        ticket, opinion = work.ticket, work.reading.opinion()
-        if ticket.opinion is None or self.judge.better(opinion, ticket.opinion):
-            ticket.keep(opinion)
-        assert ticket.opinion is not None
-        ticket.verdict = self.judge.verdict(ticket.opinion, ticket.kept is not ticket.attempts[0])
-        if ticket.verdict == "flagged" and ticket.rewrites < ticket.request.max_rewrites:
-            ticket.phase("rewrite")
-            ticket.attempts.append(self._rewrite_of(ticket))
-            self._scheduler.prefill(Prefill(ticket, ticket.current.prompt_ids))
-        else:
+        self._follow(work.ticket, self.review.judged, work.ticket, work.reading)
+
+    def _follow(self, ticket: Ticket, ask: Callable[..., Wanted], *given: Any) -> None:
+        """Do what the review wants next for a ticket; a review that fails costs the verdict."""
+        try:
+            wanted = ask(*given)
+        except Exception:
+            log.exception("the review failed")
+            self.review.settle(ticket)
+            wanted = None
+        if isinstance(wanted, Sequence):
+            ticket.attempts.append(wanted)
+            self._scheduler.prefill(Prefill(ticket, wanted.prompt_ids))
+        elif wanted is not None:
+            self._scheduler.prefill(Prefill(ticket, wanted.ids, wanted))
+        elif not ticket.looking_up:
             self._finish(ticket, ticket.kept.finish_reason or "stop")
 
-    def _rewrite_of(self, ticket: Ticket) -> Sequence:
-        """Another attempt by the factual member alone; its draws continue the draft's, so the seed still decides."""
-        draft = ticket.attempts[0]
-        cool = self.mixture.spec.temperature_factual
-        given = ticket.request.temperature
-        return Sequence(
-            ticket.request,
-            self.tokenizer,
-            self._end_ids,
-            max_tokens=draft.max_tokens,
-            dial=0.0,
-            temperature=cool if given is None else min(cool, given),
-            rng=draft.rng,
-        )
+    def _give_up(self, ticket: Ticket, error: Exception) -> None:
+        """Reading for a ticket failed: a held answer that is whole is given unverified, another ends with an error."""
+        if ticket.request.verify and ticket.kept.finish_reason is not None:
+            self.review.settle(ticket)
+            self._finish(ticket, ticket.kept.finish_reason)
+        else:
+            self._finish(ticket, "error", _line(error))
 
     def _finish(self, ticket: Ticket, reason: FinishReason, error: str = "") -> None:
         self._rows.remove(ticket.current)
@@ -335,9 +334,15 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._lock:
-            while self._scheduler.idle and not self._stopping:
-                self._lock.wait()
+            while (self._scheduler.idle or self._rests()) and not self._stopping:
+                self._lock.wait(None if self._scheduler.idle else REST_S)
             return not self._stopping
+
+    def _rests(self) -> bool:
+        """Whether every running ticket waits for evidence, and nobody comes or goes."""
+        scheduler = self._scheduler
+        comes = scheduler.waiting and len(scheduler.running) < scheduler.slots
+        return not comes and all(ticket.waits for ticket in scheduler.running) and not scheduler.ending()
 
 
 def _line(error: Exception) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tigerbot.chat import Message
 from tigerbot_serve.engine.grammar import Grammar
+from tigerbot_serve.ensemble.evidence import Evidence, Span
 
 # "deadline": it came before a whole text was there; "grammar": its grammar became too large to follow further.
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "grammar", "error"]
-Phase = Literal["draft", "judge", "rewrite"]
+Phase = Literal["draft", "judge", "search", "rewrite"]
 Verdict = Literal["ok", "rewritten", "flagged", "unverified"]
 
 
@@ -36,6 +38,9 @@ class Request:
         verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
         want_tokens: keep every token's probabilities in the summary, the draft's too.
         unjudged: a text that holds this is given as it is (the mark of a tool call; nothing for "").
+        messages: the conversation that the prompt was made of: what a rewrite with evidence is made of.
+        plugins: names of those that may look up what the judge doubts.
+        want_evidence: keep evidence, reasons and doubted spans in the summary.
         prompt_logprobs: give the prompt's own log-probabilities, with so many alternatives, before the answer.
         deadline_s: seconds from its submission after which the request ends within one step.
         tenant: whose request it is; what one tenant's prompts left cached is of no use to another.
@@ -60,6 +65,9 @@ class Request:
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
     unjudged: str = ""
+    messages: tuple[Message, ...] = ()
+    plugins: tuple[str, ...] = ()
+    want_evidence: bool = False
     prompt_logprobs: int | None = None
     deadline_s: float | None = None
     tenant: str = ""
@@ -124,6 +132,10 @@ class Summary:
     tokens: tuple[TokenEvent, ...] = ()
     draft: str | None = None
     draft_tokens: tuple[TokenEvent, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    reasons: tuple[str, ...] = ()
+    flagged: tuple[Span, ...] = ()
+    draft_flagged: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tigerbot_serve.engine.request import FinishReason, Request, TokenEvent
+
+if TYPE_CHECKING:
+    from tigerbot_serve.ensemble.pull import Pull
 
 _MISSING = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
 _CONTEXT = 4  # tokens decoded again before the new ones: some decoders join a token to the one before it
@@ -93,6 +96,7 @@ class Sequence:
         self.debt = self.skipped = 0  # tokens that one member was not fed: now (the last one apart), and in all
         self.trust, self.skipping = 0.0, False  # how often of late one member's state was enough; see gate.py
         self._ahead: tuple[int, Any] = (0, None)
+        self.pull: Pull | None = None  # of the evidence, in a rewrite
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self._stream = TextStream(tokenizer, request.stop)
         self._prompt_stream = TextStream(tokenizer)

@@ -24,7 +24,11 @@ _LEAST = -1e30  # below every log-probability, and still a number: what a gramma
 
 def steer(logprobs_RV: Tensor, sequences: list[Sequence]) -> Tensor:
     """Scores (R, V) to draw from, natural logs up to a constant a row; the same tensor where no request asks."""
-    asking = [index for index, sequence in enumerate(sequences) if sequence.matcher or changes(sequence.request)]
+    asking = [
+        index
+        for index, sequence in enumerate(sequences)
+        if sequence.matcher or sequence.pull or changes(sequence.request)
+    ]
     if not asking:
         return logprobs_RV
     steered_RV = logprobs_RV.clone()
@@ -50,6 +54,8 @@ def _steered(row_V: Tensor, sequence: Sequence) -> Tensor:
     biases = {token: bias for token, bias in request.logit_bias if token < len(row_V)}
     if biases:
         row_V[_ids(biases, row_V)] += torch.tensor(list(biases.values()), dtype=row_V.dtype, device=row_V.device)
+    if sequence.pull is not None:
+        row_V = sequence.pull.add(row_V, sequence.output_ids)
     if sequence.matcher is not None:
         row_V = _held(row_V, sequence)
     banned = [token for token, bias in biases.items() if bias <= BAN]

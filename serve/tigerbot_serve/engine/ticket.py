@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tigerbot_serve.engine.request import (
     Event,
@@ -26,7 +27,14 @@ from tigerbot_serve.engine.request import (
     Verdict,
 )
 from tigerbot_serve.engine.sequence import Sequence
+from tigerbot_serve.ensemble.evidence import Evidence, Span
 from tigerbot_serve.ensemble.judge import Opinion
+from tigerbot_serve.plugins.lookups import Lookup
+
+if TYPE_CHECKING:
+    from tigerbot_serve.ensemble.review import Ground
+
+REWRITE_MARGIN = 1.5  # a rewrite and its reading may take this much longer than the draft did
 
 
 class Handle(AsyncIterator[Event]):
@@ -75,6 +83,9 @@ class Ticket:
     Attributes:
         attempts: the draft, then its rewrites. The last one is being decoded or judged.
         kept: the attempt whose text is given, so far.
+        lookup: what plug-ins are asked, where they were; `looked_up` once it has been made use of.
+        ground: what rewrites are made from; None while that is the request's own prompt.
+        spans, draft_spans: what is doubted in the text that is given, and what was in the draft.
     """
 
     def __init__(self, request: Request, handle: Handle, draft: Sequence) -> None:
@@ -84,6 +95,14 @@ class Ticket:
         self.opinion: Opinion | None = None
         self.verdict: Verdict = "unverified"
         self.judge_tokens = 0
+        self.lookup: Lookup | None = None
+        self.looked_up = False
+        self.ground: Ground | None = None
+        self.evidence: tuple[Evidence, ...] = ()
+        self.reasons: list[str] = []
+        self.spans: tuple[Span, ...] = ()
+        self.draft_spans: tuple[Span, ...] = ()
+        self._entered: dict[Phase, float] = {}
         self._until = None if request.deadline_s is None else time.monotonic() + request.deadline_s
         self._outbox: list[Event] = []
 
@@ -101,6 +120,24 @@ class Ticket:
         unjudged = self.request.unjudged
         held = self.request.verify and self.current.finish_reason != "grammar"
         return held and not (unjudged and unjudged in self.current.text)
+
+    @property
+    def waits(self) -> bool:
+        """Whether plug-ins are still looking something up: there is nothing to step."""
+        return self.lookup is not None and not self.lookup.done
+
+    @property
+    def looking_up(self) -> bool:
+        """Whether what plug-ins say has not been made use of yet."""
+        return self.lookup is not None and not self.looked_up
+
+    @property
+    def time_for_a_rewrite(self) -> bool:
+        """Whether another attempt can be expected to end before the deadline, by what the draft took."""
+        if self._until is None:
+            return True
+        drafted_s = self._entered.get("judge", 0.0) - self._entered.get("draft", 0.0)
+        return self._until - time.monotonic() > REWRITE_MARGIN * drafted_s
 
     def ending(self) -> FinishReason | None:
         """Why it ends now, whatever it is doing: its caller left, or its deadline passed.
@@ -122,6 +159,7 @@ class Ticket:
             self._outbox.append(event)
 
     def phase(self, phase: Phase) -> None:
+        self._entered.setdefault(phase, time.monotonic())
         if self.request.verify:
             self._outbox.append(PhaseEvent(phase))
 
@@ -157,6 +195,7 @@ class Ticket:
         risks = [token.p_dev for token in answer if token.p_dev is not None]
         draft = self.attempts[0] if self.kept is not self.attempts[0] else None
         want = self.request.want_tokens
+        told = want or self.request.want_evidence
         return Summary(
             dial=self.request.dial,
             w_mean=sum(weights) / len(weights) if weights else self.request.dial,
@@ -167,4 +206,8 @@ class Ticket:
             tokens=tuple(self.kept.tokens) if want else (),
             draft=draft.text if draft else None,
             draft_tokens=tuple(draft.tokens) if draft and want else (),
+            evidence=self.evidence if told else (),
+            reasons=tuple(self.reasons) if told else (),
+            flagged=self.spans if told else (),
+            draft_flagged=self.draft_spans if told and draft else (),
         )

@@ -13,6 +13,8 @@ from tigerbot_serve.ensemble.heads import load_heads
 from tigerbot_serve.ensemble.judge import Judge
 from tigerbot_serve.ensemble.members import load_members
 from tigerbot_serve.ensemble.mixture import Mixture
+from tigerbot_serve.plugins.lookups import Lookups
+from tigerbot_serve.plugins.registry import load_plugins
 
 
 def build_engine(spec: ServeSpec) -> Engine:
@@ -28,7 +30,7 @@ def build_engine(spec: ServeSpec) -> Engine:
             raise ModelError("heads want two members", where=f"heads: {spec.heads}", fix="add members.factual")
         heads = load_heads(spec.heads, members.hashes, members.width, members.device)
     mixture = Mixture(members, heads, spec.dial)
-    judge = Judge(members, heads, spec.judge)
+    judge = Judge(members, heads, spec.judge, Lookups(load_plugins(spec.plugins)))
     return Engine(
         mixture, judge, spec.engine, threads=spec.scale.threads, fingerprint=fingerprint(spec, members.hashes)
     )

@@ -20,6 +20,8 @@ from tigerbot.surprise import lingering
 from tigerbot_serve.engine.request import Verdict
 from tigerbot_serve.ensemble.heads import Heads
 from tigerbot_serve.ensemble.members import FACTUAL, Members
+from tigerbot_serve.ensemble.pull import Pull
+from tigerbot_serve.plugins.lookups import Lookups
 
 
 def score(p_devs: Sequence[float]) -> float:
@@ -48,10 +50,15 @@ class Opinion:
 
 
 class Reading:
-    """A prefill under way over prompt and answer; `feed` takes the factual states of the next chunk."""
+    """A prefill under way over prompt and answer; `feed` takes the factual states of the next chunk.
 
-    def __init__(self, members: Members, heads: Heads, prompt_length: int, ids: Sequence[int]) -> None:
-        self.ids = tuple(ids)
+    With `pull` the factual member expects what the evidence says: surprise and p_dev are read accordingly.
+    """
+
+    def __init__(
+        self, members: Members, heads: Heads, prompt_length: int, ids: Sequence[int], pull: Pull | None = None
+    ) -> None:
+        self.ids, self._pull = tuple(ids), pull
         self._members, self._heads, self._prompt = members, heads, prompt_length
         self._p_devs: list[float] = []
         self._logprobs: list[float] = []
@@ -68,7 +75,7 @@ class Reading:
         following = self.ids[first + 1 : start + len(hidden_Td) + 1]
         if following:
             before_Td = hidden_Td[first - start :][: len(following)]
-            logprobs_TV = self._members.log_probabilities(FACTUAL, before_Td)
+            logprobs_TV = self._pulled(self._members.log_probabilities(FACTUAL, before_Td), first + 1 - self._prompt)
             chosen_T1 = logprobs_TV.gather(1, torch.tensor(following, device=logprobs_TV.device)[:, None])
             self._logprobs += chosen_T1[:, 0].tolist()
         answer_Td = hidden_Td[max(0, self._prompt - start) :]
@@ -79,6 +86,14 @@ class Reading:
             read_Te = torch.cat([answer_Td.float(), torch.tensor(found, device=answer_Td.device)[:, None]], dim=1)
             self._p_devs += self._heads.p_dev(read_Te).tolist()
 
+    def _pulled(self, logprobs_TV: Tensor, said: int) -> Tensor:
+        """What the evidence makes of rows that choose the answer's tokens from number `said` on."""
+        if self._pull is None:
+            return logprobs_TV
+        answer = self.ids[self._prompt :]
+        rows = [self._pull.add(row_V, answer[: said + row]) for row, row_V in enumerate(logprobs_TV)]
+        return torch.log_softmax(torch.stack(rows), dim=-1)
+
     def opinion(self) -> Opinion:
         mean = sum(self._logprobs) / max(1, len(self._logprobs))
         return Opinion(tuple(self._p_devs), score(self._p_devs), mean)
@@ -87,14 +102,17 @@ class Reading:
 class Judge:
     """Reads answers and decides. Without heads, or with one model alone, it has no opinion."""
 
-    def __init__(self, members: Members, heads: Heads | None, spec: JudgeSpec) -> None:
+    def __init__(self, members: Members, heads: Heads | None, spec: JudgeSpec, lookups: Lookups | None = None) -> None:
         self.members, self.heads, self.spec = members, heads, spec
+        self.lookups = lookups or Lookups({})
 
-    def reading(self, dial: float, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Reading | None:
+    def reading(
+        self, dial: float, prompt_ids: Sequence[int], answer_ids: Sequence[int], pull: Pull | None = None
+    ) -> Reading | None:
         """A reading to prefill, or None where there is nothing to say: creative work, no heads, an empty answer."""
         if self.heads is None or self.members.alone or dial > self.spec.off_above_dial or not answer_ids:
             return None
-        return Reading(self.members, self.heads, len(prompt_ids), (*prompt_ids, *answer_ids))
+        return Reading(self.members, self.heads, len(prompt_ids), (*prompt_ids, *answer_ids), pull)
 
     def doubts(self, opinion: Opinion) -> bool:
         return opinion.score > self.spec.threshold

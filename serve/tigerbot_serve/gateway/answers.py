@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
 from tigerbot.chat import end_token_ids
 from tigerbot_serve.engine.request import FinishEvent, Summary, TokenEvent, Usage
+from tigerbot_serve.ensemble.evidence import Evidence, Span
 from tigerbot_serve.gateway.calls import CallReader, message_of
 
 
@@ -27,6 +28,7 @@ class Shape:
         prompts: what `echo` shows before the answers to each prompt.
         begun: the first token of every prompt was not the client's.
         calls: the text may hold tool calls.
+        evidence: give what the judge doubted, looked up and decided.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Shape:
     prompts: tuple[str, ...] = ()
     begun: bool = False
     calls: bool = False
+    evidence: bool = False
     _readers: dict[int, CallReader] = field(default_factory=dict)
 
     def whole(self, answers: Sequence[tuple[Sequence[TokenEvent], FinishEvent]]) -> dict[str, Any]:
@@ -103,6 +106,14 @@ class Shape:
             found["draft"] = summary.draft
             if self.tokens:
                 found["draft_tokens"] = self._shown(summary.draft_tokens)
+        if self.tokens or self.evidence:
+            found |= {
+                "reasons": list(summary.reasons),
+                "evidence": [_public(one) for one in summary.evidence],
+                "flagged": [_public(span) for span in summary.flagged],
+            }
+            if summary.draft is not None:
+                found["draft_flagged"] = [_public(span) for span in summary.draft_flagged]
         return found
 
     def _choice(self, index: int, tokens: Sequence[TokenEvent], end: FinishEvent) -> dict[str, Any]:
@@ -180,6 +191,10 @@ class Shape:
         ends = _ends(self.tokenizer)
         begun = self.begun and bool(tokens) and tokens[0].of_prompt
         return [token for token in tokens[int(begun) :] if token.of_prompt or token.token_id not in ends]
+
+
+def _public(one: Evidence | Span) -> dict[str, Any]:
+    return asdict(one)
 
 
 def usage(spent: Sequence[Usage], each: int = 1) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class _Gateway:
             prompts=wanted.prompts,
             begun=wanted.begun,
             calls=wanted.calls,
+            evidence=bool(body.evidence),
         )
         headers = {"x-ignored-fields": _header_safe(ignored)} if ignored else {}
         timeout_s = self._spec.http.request_timeout_s

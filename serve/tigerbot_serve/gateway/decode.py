@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tigerbot.chat import encode_plain
+from tigerbot.chat import Message, encode_plain
 from tigerbot.errors import InputError, ModelError, ServeError
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.engine.grammar import Grammar, Grammars
@@ -110,7 +110,8 @@ def requests_of(
     """
     rooms = [_room(prompt, body, engine) for prompt in prompts]
     seed = secrets.randbits(62) if body.seed is None else body.seed
-    held = isinstance(body, ChatBody) and not body.stream if body.verify is None else body.verify
+    plugins = _plugins(body, spec)
+    held = (isinstance(body, ChatBody) and not body.stream) or bool(plugins) if body.verify is None else body.verify
     rewrites = spec.judge.max_rewrites if body.max_rewrites is None else body.max_rewrites
     limit = DEFAULT_TOKENS if body.limit is None else body.limit
     shows_prompt = isinstance(body, CompletionBody) and body.echo
@@ -138,6 +139,9 @@ def requests_of(
             prompt_logprobs=body.wanted_logprobs if shows_prompt else None,
             deadline_s=spec.http.request_timeout_s,
             tenant=tenant,
+            messages=tuple(_turns(body)) if held else (),
+            plugins=plugins,
+            want_evidence=bool(body.evidence),
         )
         for prompt, room in zip(prompts, rooms, strict=True)
         for index in range(body.n or 1)
@@ -274,6 +278,25 @@ def _echoed(body: CompletionBody, tokenizer: Any) -> tuple[str, ...]:
         prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=True)
         for prompt in body.prompts
     )
+
+
+def _turns(body: Sampling) -> list[Message]:
+    """The conversation as a rewrite begins from it. A plain completion is one turn to search with, never to template."""
+    return [message.plain() for message in body.messages] if isinstance(body, ChatBody) else []  # type: ignore[misc]
+
+
+def _plugins(body: Sampling, spec: ServeSpec) -> tuple[str, ...]:
+    """The plug-ins a body names, of those the spec has.
+
+    Raises:
+        ApiError: 400, there is none of that name.
+    """
+    served = [plugin.name for plugin in spec.plugins]
+    for name in body.plugins or ():
+        if name not in served:
+            message = f"plugins: got {name!r}, this server has {', '.join(served) or 'none'}"
+            raise ApiError(400, message, param="plugins", code="unknown_plugin")
+    return tuple(dict.fromkeys(body.plugins or ()))
 
 
 def _refusal(error: Exception) -> ApiError:

@@ -53,6 +53,8 @@ class Sampling(Body):
     verify: bool | None = None
     max_rewrites: Annotated[int, Field(ge=0, le=2)] | None = None
     ensemble_tokens: bool | None = None
+    plugins: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=8)] | None = None
+    evidence: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
