@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tigerbot.spec.access import AccessSpec
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
 
 
@@ -46,6 +47,7 @@ class HttpSpec(Part):
     max_body_bytes: Count = 1_000_000
     max_messages: Count = 256
     api_keys_env: str = "TIGER_API_KEYS"
+    keys_file: str | None = None  # made by `tiger keys new`; read again when it changes
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
 
 
@@ -74,4 +76,5 @@ class ServeSpec(Job):
     judge: JudgeSpec = JudgeSpec()
     engine: EngineSpec = EngineSpec()
     http: HttpSpec = HttpSpec()
+    access: AccessSpec = AccessSpec()
     scale: ServeScale = ServeScale()
