@@ -90,8 +90,12 @@ class KeyRing:
             ApiError: 401, the key is absent, wrong, expired or revoked; 403, it has not this scope.
         """
         self._look()
-        if not self:
-            return OPEN
+        key = self._known(authorization) if self else OPEN
+        if scope is not None and scope not in key.scopes:
+            raise ApiError(403, f"this API key has not the scope {scope!r}", code="insufficient_permissions")
+        return key
+
+    def _known(self, authorization: str | None) -> Key:
         scheme, _, secret = (authorization or "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
@@ -103,8 +107,6 @@ class KeyRing:
             raise _refused("this API key is not known here")
         if key.expires <= self._clock():
             raise _refused("this API key has expired; make a new one with `tiger keys new`")
-        if scope is not None and scope not in key.scopes:
-            raise ApiError(403, f"this API key has not the scope {scope!r}", code="insufficient_permissions")
         return key
 
     def _look(self) -> None:
