@@ -22,15 +22,12 @@ from tigerbot_serve.gateway.windows import Window, duration
 
 @dataclass
 class Reservation:
-    """What a request holds of its key's limits. `tokens` and `cost` are what was reserved.
-
-    `places` are what an account needs to put it back.
-    """
+    """What a request holds of its key's limits. `tokens` and `cost` are what was reserved."""
 
     account: Account
     tokens: int
     cost: int
-    places: tuple[int, int] = (0, 0)
+    slot: int = 0
     settled: bool = False
 
 
@@ -48,6 +45,10 @@ class Account(Protocol):
     """A key's limits and what is taken of them."""
 
     limits: LimitsSpec
+
+    def change(self, limits: LimitsSpec) -> None:
+        """Other limits from now on; what was taken stays taken."""
+        ...
 
     def reserve(self, tokens: int, spends: int) -> Reservation:
         """Take one request, its tokens and its cost, or raise ApiError 429 and take nothing."""
@@ -71,14 +72,13 @@ class LocalAccount:
     def __init__(
         self, key_id: str, limits: LimitsSpec, ledger: Ledger, clock: Callable[[], float], wall: Callable[[], float]
     ) -> None:
-        self.limits = limits
-        self._id, self._ledger, self._clock, self._wall = key_id, ledger, clock, wall
+        self.key_id, self.limits = key_id, limits
+        self._ledger, self._clock, self._wall = ledger, clock, wall
         self._requests = Window(limits.requests_per_minute)
         self._tokens = Window(limits.tokens_per_minute)
         self._running = self._promised = 0
 
     def change(self, limits: LimitsSpec) -> None:
-        """Other limits from now on; what was taken stays taken."""
         if limits.budget != self.limits.budget:
             self._promised = 0
         self.limits = limits
@@ -93,13 +93,13 @@ class LocalAccount:
         if self._tokens.left(now) < tokens:
             raise no_tokens(limits, tokens, self._tokens.wait_s(tokens, now))
         if limits.budget is not None:
-            spent = self._ledger.spent(self._id, limits.budget, self._wall())
+            spent = self._ledger.spent(self.key_id, limits.budget, self._wall())
             if spent + self._promised + spends > allowance(limits.budget):
                 raise no_budget(limits.budget, self._wall())
         self._running += 1
         self._promised += spends
-        places = (self._requests.charge(1, now), self._tokens.charge(tokens, now))
-        return Reservation(self, tokens, spends, places)
+        self._requests.charge(1, now)
+        return Reservation(self, tokens, spends, self._tokens.charge(tokens, now))
 
     def settle(self, held: Reservation, tokens: int, spent: int) -> None:
         if held.settled:
@@ -108,11 +108,11 @@ class LocalAccount:
         self._running -= 1
         self._promised = max(0, self._promised - held.cost)
         if tokens <= held.tokens:
-            self._tokens.give_back(held.tokens - tokens, held.places[1], now)
+            self._tokens.give_back(held.tokens - tokens, held.slot, now)
         else:
             self._tokens.charge(tokens - held.tokens, now)
         if self.limits.budget is not None:
-            self._ledger.add(self._id, self.limits.budget, spent, self._wall())
+            self._ledger.add(self.key_id, self.limits.budget, spent, self._wall())
 
     def standing(self) -> Standing:
         now = self._clock()
@@ -136,9 +136,9 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._spec, self._ledger = spec, ledger or Ledger()
+        self.spec, self._ledger = spec, ledger or Ledger()
         self._clock, self._wall = clock, wall
-        self._accounts: dict[str, tuple[Key, LocalAccount]] = {}
+        self._accounts: dict[str, tuple[Key, Account]] = {}
 
     async def ready(self, key: Key, tokens: Tokens) -> None:
         """Let what `reserve` needs be there, if it is elsewhere. Here it is not."""
@@ -150,12 +150,12 @@ class Limiter:
             ApiError: 429, a limit or the budget is reached; nothing was taken.
         """
         account = self.account(key)
-        return account.reserve(tokens.total, cost(tokens, account.limits.budget, self._spec.price_per_1k))
+        return account.reserve(tokens.total, cost(tokens, account.limits.budget, self.spec.price_per_1k))
 
     def settle(self, held: Reservation, tokens: Tokens) -> None:
         """What a request really used. A second call does nothing."""
         budget = held.account.limits.budget
-        held.account.settle(held, tokens.total, cost(tokens, budget, self._spec.price_per_1k))
+        held.account.settle(held, tokens.total, cost(tokens, budget, self.spec.price_per_1k))
 
     def headers(self, key: Key) -> list[tuple[bytes, bytes]]:
         """OpenAI's rate-limit headers."""
@@ -165,25 +165,27 @@ class Limiter:
     def account(self, key: Key) -> Account:
         known = self._accounts.get(key.id)
         if known is None:
-            account = LocalAccount(key.id, limits_of(self._spec, key), self._ledger, self._clock, self._wall)
+            account = self._opened(key)
             self._accounts[key.id] = (key, account)
             return account
         if known[0] is not key:  # the key file was read again
-            known[1].change(limits_of(self._spec, key))
+            known[1].change(self.limits(key))
             self._accounts[key.id] = (key, known[1])
         return known[1]
+
+    def limits(self, key: Key) -> LimitsSpec:
+        """The spec's limits with what the key has of its own."""
+        if key.limits is None:
+            return self.spec.limits
+        own = {name: value for name, value in vars(key.limits).items() if value is not None}
+        return self.spec.limits.model_copy(update=own)
 
     def close(self) -> None:
         """Write down what was spent."""
         self._ledger.close()
 
-
-def limits_of(spec: AccessSpec, key: Key) -> LimitsSpec:
-    """The spec's limits with what the key has of its own."""
-    if key.limits is None:
-        return spec.limits
-    own = {name: value for name, value in vars(key.limits).items() if value is not None}
-    return spec.limits.model_copy(update=own)
+    def _opened(self, key: Key) -> Account:
+        return LocalAccount(key.id, self.limits(key), self._ledger, self._clock, self._wall)
 
 
 def headers_of(limits: LimitsSpec, standing: Standing) -> list[tuple[bytes, bytes]]:
