@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 from tigerbot.chat import encode_chat, encode_plain
@@ -109,27 +108,22 @@ async def whole_answers(
         ApiError: 504 after `timeout_s`; 500 when the engine failed.
     """
     answers = asyncio.gather(*(_drained(handle) for handle in handles))
-    leaving = asyncio.create_task(until_gone(disconnected))
+    until = asyncio.get_running_loop().time() + timeout_s
     try:
-        await asyncio.wait({answers, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
-            raise ClientGone if leaving.done() else too_late(timeout_s)
+        while not answers.done():
+            left = until - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise too_late(timeout_s)
+            await asyncio.wait({answers}, timeout=min(POLL_S, left))
+            if not answers.done() and await disconnected():
+                raise ClientGone
         found = answers.result()
     finally:
-        leaving.cancel()
         answers.cancel()
         cancel_all(handles)
-        with suppress(asyncio.CancelledError):
-            await leaving
     if any(end.finish_reason == "error" for _, end in found):
         raise broken()
     return found
-
-
-async def until_gone(disconnected: Callable[[], Any]) -> None:
-    """Return when the client has left."""
-    while not await disconnected():
-        await asyncio.sleep(POLL_S)
 
 
 def cancel_all(handles: Sequence[Handle]) -> None:
