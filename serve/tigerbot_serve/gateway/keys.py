@@ -71,7 +71,7 @@ class KeyRing:
     def from_environment(cls, name: str, file: str | Path | None = None) -> KeyRing:
         """The comma-separated keys in an environment variable, and those of a key file."""
         keys = [key.strip() for key in os.environ.get(name, "").split(",")]
-        return cls((_digest(key) for key in keys if key), Path(file) if file else None)
+        return cls((_digest(key) for key in keys if key), Path(file).absolute() if file else None)
 
     def __bool__(self) -> bool:
         # With a file of no (live) keys nobody is let in: an emptied file does not open the door.
