@@ -47,20 +47,23 @@ class Pile:
     def __init__(self) -> None:
         self._leases: list[Lease] = []
         self._returned: dict[int, int] = {}
+        self._left = 0  # of all leases
         self.used = 0  # since the last ask
 
     def left(self, now: float) -> int:
         self._drop_ended(now)
-        return sum(lease.left for lease in self._leases)
+        return self._left
 
     def add(self, lease: Lease) -> None:
         if lease.left:
             self._leases.append(lease)
+            self._left += lease.left
 
     def take(self, amount: int, now: float) -> list[tuple[Lease, int]]:
         """Pieces of leases that are this much together; they are there."""
         self._drop_ended(now)
         self.used += amount
+        self._left -= amount
         pieces = []
         for lease in self._leases:
             part = min(amount, lease.left)
@@ -78,8 +81,7 @@ class Pile:
             amount -= back
             if lease.until > now:
                 lease.left += back
-                if lease not in self._leases:
-                    self._leases.append(lease)
+                self._left += back
             elif back:
                 self._returned[lease.slot] = self._returned.get(lease.slot, 0) + back
 
@@ -94,6 +96,7 @@ class Pile:
             for lease in self._leases:
                 if lease.until <= now and lease.left:
                     self._returned[lease.slot] = self._returned.get(lease.slot, 0) + lease.left
+                    self._left -= lease.left
                     lease.left = 0
             self._leases = [lease for lease in self._leases if lease.until > now]
 
