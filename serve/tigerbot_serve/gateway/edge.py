@@ -103,5 +103,7 @@ def _wrong_host(hosts: tuple[str, ...]) -> ApiError:
 
 
 def _host_of(scope: Scope) -> str:
-    named = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-    return re.sub(r":\d+$", "", named).strip("[]").lower()
+    named = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    name, _, port = named.rpartition(b":")
+    bare = name if port.isdigit() and (b":" not in name or name.endswith(b"]")) else named
+    return bare.strip(b"[]").lower().decode("latin-1")

@@ -25,7 +25,7 @@ from tigerbot_serve.gateway.leased_limiter import LeasedLimiter
 from tigerbot_serve.gateway.ledger import Ledger, Tokens
 
 HTTP = httpx.Client(timeout=30)
-ASK = [{"role": "user", "content": "The fox sings."}]
+ASK: Any = [{"role": "user", "content": "The fox sings."}]
 KEYS = KeyRing(hashlib.sha256(key).digest() for key in (b"one", b"two"))
 
 
@@ -240,7 +240,7 @@ def test_a_stream_is_replayed_as_it_was(serve_free) -> None:
         messages=ASK,
         max_tokens=16,
         stream=True,
-        extra_headers=named,  # type: ignore[arg-type]
+        extra_headers=named,
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "hi " * 4
 
@@ -269,7 +269,7 @@ class Fleet:
     """Limiters of several replicas over one bank that can be out of reach."""
 
     def __init__(self, limits: LimitsSpec, replicas: int = 2) -> None:
-        self.bank, self.ledger, self.calls, self.reachable = None, Ledger(), 0, True
+        self.ledger, self.calls, self.reachable = Ledger(), 0, True
         self.bank = Bank(self.ledger)
         spec = AccessSpec(limits=limits)
         self.limiters = [LeasedLimiter(spec, self._sync_of(f"r{i}"), replicas=replicas) for i in range(replicas)]
