@@ -20,8 +20,8 @@ from tigerbot.living import ENDPOINT
 from tigerbot.ports import free_port, is_free
 from tigerbot.runs import Run, write_json
 from tigerbot.spec import ServeSpec
-from tigerbot_serve.gateway.app import LOOPBACK
-from tigerbot_serve.gateway.bank_actor import stop_bank
+from tigerbot_serve.gateway.app import BUDGETS, LOOPBACK
+from tigerbot_serve.gateway.bank_actor import start_bank, stop_bank
 from tigerbot_serve.gateway.keys import KeyRing
 
 MAX_ONGOING = 512  # Serve's own limit is the last fence; the engine's queue is the first
@@ -99,6 +99,8 @@ def _run_app(spec: ServeSpec, keys: KeyRing, folder: Path) -> None:
     from ray import serve
 
     scale = spec.scale
+    if scale.replicas > 1:
+        start_bank(spec, folder / BUDGETS)
     deployment = serve.deployment(
         _replica(spec, keys, folder),
         name="ensemble",
@@ -130,7 +132,7 @@ def _replica(spec: ServeSpec, keys: KeyRing, folder: Path) -> Any:
 
     def build() -> Any:
         from tigerbot_serve.ensemble.build import build_engine
-        from tigerbot_serve.gateway.app import BUDGETS, create_app
+        from tigerbot_serve.gateway.app import create_app
         from tigerbot_serve.gateway.bank_actor import shared_limiter
 
         engine = build_engine(spec)

@@ -31,7 +31,7 @@ class Ask:
         places: wanted in all, for requests at a time.
         cost: budget wanted in all, beyond what is spent.
         spent: of the budget, since it last asked.
-        charged: tokens that were used beyond their reservations, since it last asked.
+        charged_requests, charged_tokens: used beyond what was leased, since it last asked.
         returned_requests, returned_tokens: (slot, amount) of leases that were not used.
     """
 
@@ -41,7 +41,8 @@ class Ask:
     places: int = 0
     cost: int = 0
     spent: int = 0
-    charged: int = 0
+    charged_requests: int = 0
+    charged_tokens: int = 0
     returned_requests: tuple[tuple[int, int], ...] = ()
     returned_tokens: tuple[tuple[int, int], ...] = ()
 
@@ -112,7 +113,8 @@ class Bank:
             vault.requests.give_back(amount, slot, now)
         for slot, amount in ask.returned_tokens:
             vault.tokens.give_back(amount, slot, now)
-        vault.tokens.charge(ask.charged, now)
+        vault.requests.charge(ask.charged_requests, now)
+        vault.tokens.charge(ask.charged_tokens, now)
         requests = max(0, min(ask.requests, vault.requests.left(now)))
         tokens = max(0, min(ask.tokens, vault.tokens.left(now)))
         requests_wait_s = (

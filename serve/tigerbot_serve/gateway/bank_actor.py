@@ -17,6 +17,7 @@ from tigerbot_serve.gateway.leased_limiter import LeasedLimiter
 from tigerbot_serve.gateway.ledger import Ledger
 
 NAMESPACE = "tiger-serve"
+STARTS_WITHIN_S = 120.0
 
 
 class BankActor:
@@ -30,7 +31,7 @@ class BankActor:
 
 
 def shared_limiter(spec: ServeSpec, path: Path, *, replicas: int) -> LeasedLimiter:
-    """The limiter of a replica among several. Call it where Ray is connected.
+    """The limiter of a replica among several, which finds the bank, or starts it again, by its name.
 
     Args:
         path: the file of what was spent, on the machine of the first replica.
@@ -49,6 +50,13 @@ def shared_limiter(spec: ServeSpec, path: Path, *, replicas: int) -> LeasedLimit
             raise
 
     return LeasedLimiter(spec.access, sync, replicas=replicas)
+
+
+def start_bank(spec: ServeSpec, path: Path) -> None:
+    """Have it answer before the first request needs it: an actor's process takes seconds to start."""
+    import ray
+
+    ray.get(_bank(spec.name, path).sync.remote("deploy", {}), timeout=STARTS_WITHIN_S)
 
 
 def stop_bank(name: str) -> None:

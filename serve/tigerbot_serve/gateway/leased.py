@@ -114,7 +114,8 @@ class LeasedAccount:
         self._clock, self._wall = clock, wall
         self._requests, self._tokens = Pile(), Pile()
         self._running = self._places = 0
-        self._lent = self._promised = self._spent = self._charged = 0
+        self._lent = self._promised = self._spent = 0
+        self._charged_requests = self._charged_tokens = 0
         self._need_requests = self._need_tokens = self._need_cost = 0
         self._rate_requests = self._rate_tokens = self._rate_cost = 0.0
         self._reserved_cost = 0  # since the last ask
@@ -134,7 +135,7 @@ class LeasedAccount:
         """Nothing is held, wanted or to be reported: the bank need not hear of it."""
         now = self._clock()
         held = self._requests.left(now) or self._tokens.left(now) or self._places or self._lent
-        return not (held or self._running or self._spent or self._charged or self._need_requests)
+        return not (held or self._running or self._spent or self._need_requests or self._charged_tokens)
 
     def covers(self, tokens: int, spends: int) -> bool:
         """Whether a request can be taken without asking."""
@@ -187,7 +188,8 @@ class LeasedAccount:
             places=min(places, self.limits.concurrent),
             cost=cost if self.limits.budget is not None else 0,
             spent=self._spent,
-            charged=self._charged,
+            charged_requests=self._charged_requests,
+            charged_tokens=self._charged_tokens,
             returned_requests=self._requests.returned(now),
             returned_tokens=self._tokens.returned(now),
         )
@@ -195,7 +197,7 @@ class LeasedAccount:
         # Until the answer is here, no more is used than the bank will know of whatever it grants.
         self._lent = min(self._lent - self._spent, ask.cost)
         self._places = min(self._places, ask.places)
-        self._spent = self._charged = 0
+        self._spent = self._charged_requests = self._charged_tokens = 0
         return ask
 
     def granted(self, ask: Ask, grant: Grant) -> None:
@@ -211,10 +213,13 @@ class LeasedAccount:
         """The ask may not have arrived: what it told of spending is told again, what it gave back is lost."""
         self._spent += ask.spent
         self._lent += ask.spent
-        self._charged += ask.charged
+        self._charged_requests += ask.charged_requests
+        self._charged_tokens += ask.charged_tokens
 
-    def spent_elsewhere(self, spent: int) -> None:
-        """Spending that no lease covered, to be reported."""
+    def used_unleased(self, tokens: int, spent: int) -> None:
+        """A request that no lease covered, to be reported."""
+        self._charged_requests += 1
+        self._charged_tokens += tokens
         self._spent += spent
         self._lent += spent
 
@@ -245,7 +250,7 @@ class LeasedAccount:
         if tokens <= held.tokens:
             self._tokens.give_back(held.pieces, held.tokens - tokens, self._clock())
         else:
-            self._charged += tokens - held.tokens
+            self._charged_tokens += tokens - held.tokens
 
     def standing(self) -> Standing:
         now, grant = self._clock(), self._grant

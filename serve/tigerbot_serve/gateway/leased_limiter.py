@@ -86,7 +86,7 @@ class LeasedLimiter(Limiter):
         assert isinstance(held.account, LocalAccount)
         leased = self._leased[held.account.key_id]
         if not held.settled:
-            leased.spent_elsewhere(cost(tokens, leased.limits.budget, self.spec.price_per_1k))
+            leased.used_unleased(tokens.total, cost(tokens, leased.limits.budget, self.spec.price_per_1k))
         self._share.settle(held, tokens)
 
     def close(self) -> None:
