@@ -20,7 +20,8 @@ from tigerbot.living import ENDPOINT
 from tigerbot.ports import free_port, is_free
 from tigerbot.runs import Run, write_json
 from tigerbot.spec import ServeSpec
-from tigerbot_serve.gateway.app import LOOPBACK
+from tigerbot_serve.gateway.app import BUDGETS, LOOPBACK
+from tigerbot_serve.gateway.bank_actor import start_bank, stop_bank
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.plugins.registry import resolved as resolved_plugins
 
@@ -41,6 +42,7 @@ class Endpoint:
         from ray import serve
 
         serve.delete(self._name)
+        stop_bank(self._name)
         self._cluster.stop()
 
 
@@ -73,12 +75,12 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
         ServeError: an open host without keys, or a replica that does not start.
         InputError: the port is in use.
     """
-    keys = KeyRing.from_environment(spec.http.api_keys_env)
+    keys = KeyRing.from_environment(spec.http.api_keys_env, spec.http.keys_file)
     if spec.http.host not in LOOPBACK and not keys:
         raise ServeError(
             f"would answer everybody: no keys in {spec.http.api_keys_env}",
             where=f"http.host {spec.http.host}",
-            fix=f"export {spec.http.api_keys_env}=key1,key2, or bind 127.0.0.1",
+            fix=f"export {spec.http.api_keys_env}=key1,key2, set http.keys_file, or bind 127.0.0.1",
         )
     _check_members(spec)
     spec = _resolved(spec)
@@ -87,19 +89,21 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         _start_proxy(spec)
-        _run_app(spec, keys)
+        _run_app(spec, keys, folder.absolute())
     except BaseException:
         cluster.stop()
         raise
     return Endpoint(f"http://{_shown_host(spec)}:{spec.http.port}", spec.name, cluster)
 
 
-def _run_app(spec: ServeSpec, keys: KeyRing) -> None:
+def _run_app(spec: ServeSpec, keys: KeyRing, folder: Path) -> None:
     from ray import serve
 
     scale = spec.scale
+    if scale.replicas > 1:
+        start_bank(spec, folder / BUDGETS)
     deployment = serve.deployment(
-        _replica(spec, keys),
+        _replica(spec, keys, folder),
         name="ensemble",
         num_replicas=scale.replicas,
         ray_actor_options={"num_cpus": scale.cpus_per_replica, "num_gpus": scale.gpus_per_replica},
@@ -123,17 +127,20 @@ def _run_app(spec: ServeSpec, keys: KeyRing) -> None:
         ) from None
 
 
-def _replica(spec: ServeSpec, keys: KeyRing) -> Any:
+def _replica(spec: ServeSpec, keys: KeyRing, folder: Path) -> Any:
     """The deployment's class. What it needs is built in the replica, when Serve asks for its ASGI app."""
     from ray import serve
 
     def build() -> Any:
         from tigerbot_serve.ensemble.build import build_engine
         from tigerbot_serve.gateway.app import create_app
+        from tigerbot_serve.gateway.bank_actor import shared_limiter
 
         engine = build_engine(spec)
         engine.start()
-        return create_app(engine, spec, keys)
+        replicas = spec.scale.replicas
+        limiter = shared_limiter(spec, folder / BUDGETS, replicas=replicas) if replicas > 1 else None
+        return create_app(engine, spec, keys, folder=folder, limiter=limiter)
 
     @serve.ingress(build)
     class Replica:

@@ -10,7 +10,7 @@ from tigerbot.spec.parts import Job
 
 # What a run may change without becoming another run: where it runs, how it survives, where it reports.
 _NOT_IDENTITY: dict[str, Any] = {
-    **dict.fromkeys(("scale", "fault_tolerance", "tracking", "storage"), True),
+    **dict.fromkeys(("scale", "fault_tolerance", "tracking", "storage", "access"), True),
     **dict.fromkeys(("max_concurrent", "cpus_per_trial", "gpus_per_trial", "deadline_s", "same_failures"), True),
     "transfer_from": True,
     "islands": {"server", "here", "deadline_s"},

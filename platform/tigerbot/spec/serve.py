@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from tigerbot.spec.access import AccessSpec
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
 from tigerbot.spec.plugins import PluginSpec
 
@@ -55,6 +56,7 @@ class HttpSpec(Part):
     max_body_bytes: Count = 1_000_000
     max_messages: Count = 256
     api_keys_env: str = "TIGER_API_KEYS"
+    keys_file: str | None = None  # made by `tiger keys new`; read again when it changes
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
 
 
@@ -112,6 +114,7 @@ class ServeSpec(Job):
     engine: EngineSpec = EngineSpec()
     grammar: GrammarSpec = GrammarSpec()
     http: HttpSpec = HttpSpec()
+    access: AccessSpec = AccessSpec()
     scale: ServeScale = ServeScale()
     plugins: list[PluginSpec] = []
 

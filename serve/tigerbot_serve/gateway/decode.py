@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -174,29 +173,24 @@ async def whole_answers(
         ApiError: 504 after `timeout_s`; 500 when the engine failed.
     """
     answers = asyncio.gather(*(_drained(handle) for handle in handles))
-    leaving = asyncio.create_task(until_gone(disconnected))
+    until = asyncio.get_running_loop().time() + timeout_s
     try:
-        # The engine keeps the deadline; this is the fence for a step that does not end.
-        await asyncio.wait({answers, leaving}, timeout=timeout_s + GRACE_S, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
-            raise ClientGone if leaving.done() else too_late(timeout_s)
+        while not answers.done():
+            # The engine keeps the deadline; this is the fence for a step that does not end.
+            left = until + GRACE_S - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise too_late(timeout_s)
+            await asyncio.wait({answers}, timeout=min(POLL_S, left))
+            if not answers.done() and await disconnected():
+                raise ClientGone
         found = answers.result()
     finally:
-        leaving.cancel()
         answers.cancel()
         cancel_all(handles)
-        with suppress(asyncio.CancelledError):
-            await leaving
     for _, end in found:
         if (failure := failure_of(end, timeout_s)) is not None:
             raise failure
     return found
-
-
-async def until_gone(disconnected: Callable[[], Any]) -> None:
-    """Return when the client has left."""
-    while not await disconnected():
-        await asyncio.sleep(POLL_S)
 
 
 def cancel_all(handles: Sequence[Handle]) -> None:

@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`.
+"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`, `timeline`.
 
 Fields that this server does not know are ignored and named, since SDKs add new ones every month; a known field of a
 wrong type or range is refused with its name. `top_k`, `min_p` and `repetition_penalty` are named as vLLM names them.
@@ -55,6 +55,7 @@ class Sampling(Body):
     ensemble_tokens: bool | None = None
     plugins: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=8)] | None = None
     evidence: bool | None = None
+    timeline: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

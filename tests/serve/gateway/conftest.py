@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from no_cost import NoCost
 
+from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.gateway.app import create_app
 from tigerbot_serve.gateway.keys import KeyRing
@@ -31,18 +34,12 @@ class Served:
 
 
 @pytest.fixture
-def serve_engine(engine_of: Callable[..., Engine]) -> Iterator[Callable[..., Served]]:
-    """`serve_engine(heads=..., http={...})`: the LoRA ensemble of the test world, on a port of its own."""
+def serve_app() -> Iterator[Callable[[Any], str]]:
+    """`serve_app(app)`: an ASGI app under uvicorn on a port of its own; returns its address."""
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(*, keys: KeyRing | None = None, **fields: Any) -> Served:
-        from tigerbot.spec import ServeSpec, parse_spec
-
-        engine = engine_of("lora", **fields)
-        spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}} | fields)
-        assert isinstance(spec, ServeSpec)
-        config = uvicorn.Config(create_app(engine, spec, keys or KeyRing()), port=0, log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
+    def start(app: Any) -> str:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         servers.append((server, thread))
@@ -50,12 +47,55 @@ def serve_engine(engine_of: Callable[..., Engine]) -> Iterator[Callable[..., Ser
         while not server.started:
             assert time.monotonic() < until
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        served = Served(f"http://127.0.0.1:{port}", engine)
-        assert httpx.get(f"{served.url}/healthz").status_code == 200
-        return served
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
     yield start
     for server, thread in servers:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+@pytest.fixture
+def serve_engine(engine_of: Callable[..., Engine], serve_app: Callable[[Any], str]) -> Callable[..., Served]:
+    """`serve_engine(heads=..., http={...})`: the LoRA ensemble of the test world, on a port of its own."""
+
+    def start(*, keys: KeyRing | None = None, **fields: Any) -> Served:
+        engine = engine_of("lora", **fields)
+        served = Served(serve_app(create_app(engine, spec_of(**fields), keys or KeyRing())), engine)
+        assert httpx.get(f"{served.url}/healthz").status_code == 200
+        return served
+
+    return start
+
+
+def spec_of(**fields: Any) -> ServeSpec:
+    spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}} | fields)
+    assert isinstance(spec, ServeSpec)
+    return spec
+
+
+@dataclass(frozen=True)
+class Free:
+    """A gateway over a decoder of no cost. `folder` is where it keeps its logs, `close` writes them."""
+
+    url: str
+    decoder: NoCost
+    folder: Path
+    close: Callable[[], None]
+
+
+@pytest.fixture
+def serve_free(tokenizer: Any, serve_app: Callable[[Any], str], tmp_path: Path) -> Iterator[Callable[..., Free]]:
+    """`serve_free(keys=..., hold=True, access={...})`."""
+    begun: list[Free] = []
+
+    def start(*, keys: KeyRing | None = None, hold: bool = False, **fields: Any) -> Free:
+        decoder = NoCost(tokenizer, hold=hold)
+        app = create_app(decoder, spec_of(**fields), keys or KeyRing(), folder=tmp_path / "run")
+        begun.append(Free(serve_app(app), decoder, tmp_path / "run", app.state.close))
+        return begun[-1]
+
+    yield start
+    for free in begun:
+        free.decoder.release()
+        free.close()
