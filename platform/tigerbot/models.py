@@ -185,13 +185,14 @@ def add_lora(model: Any, lora: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     last = model.config.num_hidden_layers
+    layers = -(-last // 3) if lora.layers == "upper third" else lora.layers
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=int(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=LORA_TARGETS,
-        layers_to_transform=list(range(last - lora.layers, last)) if lora.layers else None,
-        layers_pattern="layers" if lora.layers else None,
+        layers_to_transform=list(range(last - layers, last)) if layers else None,
+        layers_pattern="layers" if layers else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from tigerbot.chat import end_token_ids
 from tigerbot.errors import ModelError
+from tigerbot.int8 import quantise
 from tigerbot.models import load_model, load_tokenizer, model_hash, tokenizer_hash
 from tigerbot.progress import Stage, stage
 from tigerbot.runs import Run
@@ -58,12 +59,12 @@ def run(run: Run) -> dict[str, Any]:
 def _fit(run: Run, spec: HeadsSpec, tracked: TrackedRun, shown: Stage) -> dict[str, Any]:
     tokenizer = load_tokenizer(spec.factual)
     facts = split_facts(World(1), spec.facts, spec.seed)
-    factual = load_model(spec.factual).eval()
+    factual = _expert(spec.factual, spec)
     shown.update(1, "p_dev: reading the factual expert")
     p_dev, dev_worth, known = _deviation(factual, tokenizer, facts, spec)
     shown.update(2, "p_div: branching points of the creative expert")
     del factual
-    creative = load_model(spec.creative).eval()
+    creative = _expert(spec.creative, spec)
     p_div, div_worth = _divergence(creative, tokenizer, facts, spec)
     shown.update(4, "writing")
     metrics = {"p_dev": asdict(dev_worth), "p_div": asdict(div_worth), "unknown": known}
@@ -80,6 +81,12 @@ def _fit(run: Run, spec: HeadsSpec, tracked: TrackedRun, shown: Stage) -> dict[s
         )
     print(f"  what nobody told it: p_dev {known['p_dev_absent']:.2f}, of what it knows {known['p_dev_known']:.2f}")
     return {"heads": str((run.folder / "heads").absolute()), "metrics": metrics}
+
+
+def _expert(folder: str, spec: HeadsSpec) -> Any:
+    """An expert as it will be served: int8 has the base's linears in int8, adapters on top stay float32."""
+    model = load_model(folder).eval()
+    return quantise(model) if spec.dtype == "int8" else model
 
 
 def _deviation(model: Any, tokenizer: Any, facts: Facts, spec: HeadsSpec) -> tuple[Head, Worth, dict[str, float]]:
@@ -194,6 +201,7 @@ def _write(folder: Path, heads: dict[str, Head], spec: HeadsSpec, metrics: dict[
         "creative_hash": model_hash(spec.creative),
         "factual_hash": model_hash(spec.factual),
         "tokenizer_hash": tokenizer_hash(spec.factual),
+        "quantisation": "int8" if spec.dtype == "int8" else "none",
         "metrics": metrics,
     }
     (staged / "heads.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

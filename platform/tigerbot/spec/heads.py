@@ -10,7 +10,10 @@ from tigerbot.spec.parts import Count, Job, Language, Real, Unit
 
 
 class HeadsSpec(Job):
-    """Train p_div on the creative member and p_dev on the factual member; both are model folders."""
+    """Train p_div on the creative member and p_dev on the factual member; both are model folders.
+
+    `dtype` is what they will be served in: int8 moves hidden states, so heads belong to one or the other.
+    """
 
     kind: Literal["heads"]
     creative: str
@@ -25,6 +28,7 @@ class HeadsSpec(Job):
     epochs: Count = 60
     lr: Annotated[Real, Field(gt=0)] = 1e-3
     seed: int = 1
+    dtype: Literal["float32", "int8"] = "float32"
 
 
 class EvalSpec(Job):

@@ -32,9 +32,12 @@ class ModelSource(Part):
 
 
 class Lora(Part):
-    """A peft LoRA adapter. `layers` limits it to the last n decoder layers (all when absent)."""
+    """A peft LoRA adapter. `layers` limits it to the last n decoder layers, or to the upper third (all when absent).
+
+    What two experts leave alone below, an ensemble of them computes once.
+    """
 
     rank: Count = 16
     alpha: Real = 32.0
     dropout: Unit = 0.0
-    layers: Count | None = None
+    layers: Count | Literal["upper third"] | None = None

@@ -36,8 +36,9 @@ class MembersSpec(Part):
     base: str | None = None
     creative: str
     factual: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU.
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU. int8 is for CPUs: the
+    # layers' weights by output channel, activations by row; heads are refitted for it (`dtype` of their spec).
 
 
 class HttpSpec(Part):

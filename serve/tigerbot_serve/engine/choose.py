@@ -47,7 +47,7 @@ def choose(
         min_p=[sequence.request.min_p for sequence in sequences],
     )
     chosen_R = mixed.logprobs_RV.gather(1, ids_R[:, None])[:, 0]
-    expected_R = chosen_R if mixed.factual_RV is None else mixed.factual_RV.gather(1, ids_R[:, None])[:, 0]
+    expected_R = mixed.expected(ids_R)
     numbers = torch.stack([chosen_R, expected_R, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
     return record(sequences, ids_R.tolist(), tops(mixed.logprobs_RV, sequences), numbers)
 
@@ -55,12 +55,14 @@ def choose(
 def record(
     sequences: list[Sequence],
     ids: list[int],
-    tops: list[tuple[tuple[int, float], ...]],
+    alternatives: list[tuple[tuple[int, float], ...]],
     numbers: list[list[float]],
 ) -> list[TokenEvent]:
     """Append what was drawn; `numbers` are log-probability, the factual member's own, p_div, p_dev and w of each."""
     events = []
-    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(sequences, ids, tops, numbers, strict=True):
+    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(
+        sequences, ids, alternatives, numbers, strict=True
+    ):
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
         sequence.surprise = linger(sequence.surprise, -expected)

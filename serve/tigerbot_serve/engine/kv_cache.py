@@ -5,7 +5,9 @@ one step, all creative then all factual, are one contiguous view: attention read
 that ends is filled by the outermost row of its side. A model that stands alone uses one side. This module knows
 nothing about sequences or why there are two sides.
 
-Legend: R rows of a step, T new tokens a row, H key-value heads, L cached positions, D head width.
+Keys and values of a layer lie in one tensor, so that a step writes both at once.
+
+Legend: R rows of a step, T new tokens a row, H key-value heads, L cached positions, D head width; 2 is keys, values.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from transformers import Cache
 class KVCache(Cache):
     """Keys and values of `left + right` rows of up to `max_length` positions.
 
-    `begin` says which rows the next forward feeds; the model then calls `update` once a layer.
+    `begin` says which rows the next forward feeds; the model then writes every layer's new keys and values by `put`,
+    or, a transformers model, by `update`.
+
+    Attributes:
+        keys, values: of every layer, (rows, H, max_length, D).
+        runs: the rows of the step, as stretches [low, high) of neighbours.
+        length: positions that its attention reads.
+        even: all its rows have the same length.
     """
 
     def __init__(self, config: Any, left: int, right: int, max_length: int, dtype: torch.dtype, device: str) -> None:
@@ -30,59 +39,55 @@ class KVCache(Cache):
         self.dtype, self.device = dtype, device
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (left + right, heads, max_length, width)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        shape = (left + right, 2, heads, max_length, width)
+        self._both = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.keys, self.values = ([layer[:, which] for layer in self._both] for which in (0, 1))
         self._arange = torch.arange(max_length, device=device)
 
     def begin(
         self, left: int, right: int, starts: Sequence[int], new: int, rows: Sequence[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Feed `left` and `right` rows, row i from position `starts[i]` on, `new` tokens each.
+    ) -> Tensor:
+        """Feed `left` and `right` rows, row i from position `starts[i]` on, `new` tokens each; gives positions (R, T).
 
-        `rows` names them where they are not the ones next to the middle; scattered ones are gathered. A row that has
-        fewer than `new` tokens is filled up: what that writes lies behind its end and is written again before it is
-        seen.
-
-        Returns:
-            Positions (R, T) and the additive mask (R or 1, 1, T, L).
+        `rows` names them where they are not the ones next to the middle. A row that has fewer than `new` tokens is
+        filled up: what that writes lies behind its end and is written again before it is seen.
         """
-        self._low, self._high = self.middle - left, self.middle + right
-        self._picked: Tensor | None = None
-        if rows is not None:
-            self._low, self._high = rows[0], rows[0] + len(rows)
-            if list(rows) != list(range(self._low, self._high)):
-                self._picked = torch.tensor(rows, device=self.device)
-        self._new, self._length = new, max(starts) + new
-        self._start = starts[0] if len(set(starts)) == 1 else None
-        self._rows_R1 = self._arange[: len(starts), None] if self._picked is None else self._picked[:, None]
-        if self._start is not None:
-            positions_RT = self._arange[None, self._start : self._start + new]
+        self.runs = ((self.middle - left, self.middle + right),) if rows is None else runs_of(rows)
+        self._new, self.length = new, max(starts) + new
+        self._start = starts[0]
+        self.even = len(set(starts)) == 1
+        if not self.even or len(self.runs) > 1:
+            order = [row for low, high in self.runs for row in range(low, high)]
+            self._rows_R1 = torch.tensor(order, device=self.device)[:, None]
+        if self.even:
+            self.positions_RT = self._arange[None, self._start : self._start + new].expand(len(starts), new)
         else:
-            positions_RT = torch.tensor(starts, device=self.device)[:, None] + self._arange[:new]
-        self._positions_RT = positions_RT
-        seen_RTL = self._arange[: self._length] <= positions_RT[:, :, None]
-        mask_R1TL = torch.zeros(seen_RTL.shape, dtype=self.dtype, device=self.device)
-        mask_R1TL.masked_fill_(~seen_RTL, torch.finfo(self.dtype).min)
-        return positions_RT.expand(len(starts), new), mask_R1TL[:, None]
+            starts_R1 = torch.tensor(starts, device=self.device)[:, None]
+            self.positions_RT = starts_R1 + self._arange[None, :new]
+        return self.positions_RT
+
+    def mask(self) -> Tensor:
+        """What each new token may read, additive (R or 1, 1, T, L). Even rows of one token read everything."""
+        positions_RT = self.positions_RT[:1] if self.even else self.positions_RT
+        unseen_RTL = self._arange[: self.length] > positions_RT[:, :, None]
+        mask_RTL = torch.zeros(unseen_RTL.shape, dtype=self.dtype, device=self.device)
+        return mask_RTL.masked_fill_(unseen_RTL, torch.finfo(self.dtype).min)[:, None]
+
+    def put(self, layer_idx: int, new_RT2HD: Tensor) -> None:
+        """Write the step's keys and values of a layer."""
+        both = self._both[layer_idx]
+        if self.even and len(self.runs) == 1:
+            low, high = self.runs[0]
+            both[low:high, :, :, self._start : self.length] = new_RT2HD.permute(0, 2, 3, 1, 4)
+        else:
+            both[self._rows_R1, :, :, self.positions_RT] = new_RT2HD
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if self._picked is not None:
-            keys, values = self.keys[layer_idx], self.values[layer_idx]
-            keys[self._rows_R1, :, self._positions_RT] = key_states.transpose(1, 2)
-            values[self._rows_R1, :, self._positions_RT] = value_states.transpose(1, 2)
-            return keys[self._picked, :, : self._length], values[self._picked, :, : self._length]
-        keys_RHLD = self.keys[layer_idx][self._low : self._high]
-        values_RHLD = self.values[layer_idx][self._low : self._high]
-        if self._start is not None:
-            keys_RHLD[:, :, self._start : self._length] = key_states
-            values_RHLD[:, :, self._start : self._length] = value_states
-        else:
-            keys_RHLD[self._rows_R1, :, self._positions_RT] = key_states.transpose(1, 2)
-            values_RHLD[self._rows_R1, :, self._positions_RT] = value_states.transpose(1, 2)
-        return keys_RHLD[:, :, : self._length], values_RHLD[:, :, : self._length]
+        self.put(layer_idx, torch.stack((key_states, value_states), dim=1).permute(0, 3, 1, 2, 4))
+        rows = slice(*self.runs[0]) if len(self.runs) == 1 else self._rows_R1[:, 0]
+        return self.keys[layer_idx][rows, :, : self.length], self.values[layer_idx][rows, :, : self.length]
 
     def row(self, side: int, index: int) -> int:
         """The row that is `index` places out from the middle on a side (0 left, 1 right)."""
@@ -95,15 +100,24 @@ class KVCache(Cache):
                 layer[to_row, :, :length] = other[from_row, :, :length]
 
     def read(self, row: int, start: int, stop: int) -> Tensor:
-        """A copy of some positions of a row: keys and values (2, layers, H, T, D)."""
-        both = (self.keys, self.values)
-        return torch.stack([torch.stack([layer[row, :, start:stop] for layer in layers]) for layers in both])
+        """A copy of some positions of a row: (layers, 2, H, T, D)."""
+        return torch.stack([layer[row, :, :, start:stop] for layer in self._both])
 
-    def write(self, row: int, block_2NHTD: Tensor) -> None:
+    def write(self, row: int, block_N2HTD: Tensor) -> None:
         """Make the first positions of a row what `read` gave."""
-        for layers, new_NHTD in zip((self.keys, self.values), block_2NHTD, strict=True):
-            for layer, new_HTD in zip(layers, new_NHTD, strict=True):
-                layer[row, :, : new_HTD.shape[1]] = new_HTD
+        for layer, new_2HTD in zip(self._both, block_N2HTD, strict=True):
+            layer[row, :, :, : new_2HTD.shape[2]] = new_2HTD
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._length - self._new
+        return self.length - self._new
+
+
+def runs_of(rows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Stretches [low, high) of neighbouring rows, in the order given."""
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        if found and found[-1][1] == row:
+            found[-1] = (found[-1][0], row + 1)
+        else:
+            found.append((row, row + 1))
+    return tuple(found)

@@ -83,7 +83,7 @@ class Rows:
         tokens = [one.output_ids[-1:] for one in sequences] if tokens is None else tokens
         starts = [one.fed for one in sequences] if starts is None else starts
         filled = [[*row, *[0] * (width - len(row))] for row in tokens]
-        return Feed(filled, starts, [index[id(one)] for one in sequences])
+        return Feed(filled, starts, rows=[index[id(one)] for one in sequences])
 
     def plan(self) -> Plan:
         """The plan of the sequences as they are now, made again only when one came or went."""
@@ -107,4 +107,4 @@ def plan_of(sequences: list[Sequence], rows: tuple[list[int | None], list[int | 
 
 
 def _feed(sequences: list[Sequence]) -> Feed:
-    return Feed([one.output_ids[-1:] for one in sequences], [one.fed for one in sequences])
+    return Feed([one.output_ids[-1:] for one in sequences], [one.fed for one in sequences], list(map(id, sequences)))

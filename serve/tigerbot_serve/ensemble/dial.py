@@ -4,7 +4,7 @@
 
 At 0 and 1 it is exactly the factual and the creative member: the ends are chosen, not computed.
 
-Legend: R rows, V vocabulary.
+Legend: R rows, d hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -42,6 +42,19 @@ def mix(creative_RV: Tensor, factual_RV: Tensor, w_R: Tensor, spec: DialSpec) ->
     if bool(ends_R1.any()):
         mixed_RV = torch.where(ends_R1, torch.where(w_R1 <= 0, factual_RV, creative_RV), mixed_RV)
     return mixed_RV
+
+
+def mix_states(creative_Rd: Tensor, factual_Rd: Tensor, w_R: Tensor, spec: DialSpec) -> Tensor | None:
+    """The mixture before an output matrix W that both members share, None where the rule has no such form.
+
+    log p = W h - log Z, and a geometric mixture is normalised anyway: w log p_c + (1 - w) log p_f is W of the mixed
+    state up to a constant, so one product and one softmax do for two. A rule of your own returns None here.
+    """
+    if spec.mix != "geometric":
+        return None
+    w_R1 = w_R[:, None].to(creative_Rd.dtype)
+    mixed_Rd = torch.lerp(factual_Rd, creative_Rd, w_R1)
+    return torch.where(w_R1 <= 0, factual_Rd, torch.where(w_R1 >= 1, creative_Rd, mixed_Rd))
 
 
 def temperature(w_R: Tensor, given_R: Tensor, spec: DialSpec) -> Tensor:

@@ -2,7 +2,8 @@
 
 A folder holds `heads.safetensors` ({head}.w1 (hidden, d), {head}.b1, {head}.w2 (1, hidden), {head}.b2; hidden 0 has
 only w2 (1, d) and b2) and `heads.json` (format_version, layer, hidden, size, temperature and bias of each head, hashes
-of what they were trained on). Heads on another model's states are silent nonsense, so the hashes must match. p_dev
+of what they were trained on, and its quantisation). Heads on another model's states are silent nonsense, and int8 moves
+states, so these must match. p_dev
 reads d + 1 numbers: the state, and the lingering surprise of the token that was fed (`tigerbot.surprise`).
 
 Legend: R rows, d the members' width (input of the output matrix), h the head's hidden width.
@@ -35,6 +36,10 @@ class Head:
     def width(self) -> int:
         return (self._w2_1h if self._w1_hd is None else self._w1_hd).shape[1]
 
+    def folded(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """w1, b1, w2, b2 of the same head with a temperature of 1 and a bias of 0."""
+        return self._w1_hd, self._b1_h, self._w2_1h / self._temperature, self._b2 / self._temperature + self._bias
+
     def __call__(self, hidden_Rd: Tensor) -> Tensor:
         """Probabilities (R,), float32."""
         inner_Rh = hidden_Rd.float()
@@ -45,17 +50,35 @@ class Head:
 
 
 class Heads:
-    """Both heads of a folder."""
+    """Both heads of a folder: alone, and as one.
+
+    Together they are block-diagonal: a step's two states and the surprise side by side go through one product a layer,
+    whose zeros cost less than the kernels that two heads would need.
+    """
 
     def __init__(self, p_div: Head, p_dev: Head) -> None:
         self.p_div, self.p_dev = p_div, p_dev
+        w1_div, b1_div, w2_div, b2_div = p_div.folded()
+        w1_dev, b1_dev, w2_dev, b2_dev = p_dev.folded()
+        self._w1 = self._b1 = None
+        if w1_div is not None and w1_dev is not None and b1_div is not None and b1_dev is not None:
+            self._w1, self._b1 = torch.block_diag(w1_div, w1_dev), torch.cat([b1_div, b1_dev])
+        self._w2, self._b2 = torch.block_diag(w2_div, w2_dev), torch.cat([b2_div, b2_dev])
+
+    def both(self, creative_Rd: Tensor, factual_Rd: Tensor, surprise_R: Tensor) -> tuple[Tensor, Tensor]:
+        """p_div and p_dev of the same sequences, (R,) each."""
+        inner = torch.cat([creative_Rd.float(), factual_Rd.float(), surprise_R[:, None]], dim=1)
+        if self._w1 is not None:
+            inner = torch.nn.functional.linear(inner, self._w1, self._b1).relu_()
+        p_div_R, p_dev_R = torch.nn.functional.linear(inner, self._w2, self._b2).sigmoid_().unbind(dim=1)
+        return p_div_R, p_dev_R
 
 
 def load_heads(folder: str | Path, hashes: dict[str, str], width: int, device: str = "cpu") -> Heads:
     """The heads in a folder.
 
     Args:
-        hashes: creative_hash, factual_hash and tokenizer_hash of what is served.
+        hashes: creative_hash, factual_hash, tokenizer_hash and quantisation of what is served.
         width: the members' hidden width.
 
     Raises:
@@ -73,12 +96,13 @@ def load_heads(folder: str | Path, hashes: dict[str, str], width: int, device: s
             where=str(folder / "heads.json"),
             fix="upgrade the server, or train the heads again",
         )
+    made_for = {"quantisation": "none"} | about
     for name, served in hashes.items():
-        if about.get(name) != served:
+        if made_for.get(name) != served:
             raise ModelError(
-                f"heads of another model: {name} is {about.get(name)}, served is {served}",
+                f"heads of another model: {name} is {made_for.get(name)}, served is {served}",
                 where=str(folder),
-                fix="train heads on these members",
+                fix="train heads on these members, with the dtype they are served in",
             )
     if about.get("layer", -1) != -1:
         raise ModelError(

@@ -2,22 +2,27 @@
 
 Every adapted linear runs its base matrix once over all rows; each row then gets its own expert's low-rank update. Both
 experts' factors are stacked, and a mask over the rank zeroes the other expert's part, so any split of the rows costs
-the same three small products and no gather. Merging the adapters instead would make two full models.
+the same small products and no gather. Linears that read the same input share the first of these products. Merging the
+adapters instead would make two full models.
 
-Legend: R rows, T tokens, i and o a linear's input and output width, r ranks of both experts together.
+Legend: R rows, T tokens, N = R T, i and o a linear's input and output width, r ranks of both experts together, over
+all linears that are run as one.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tigerbot.errors import ModelError
+
+Factors = tuple[Tensor, Tensor]  # A (rank, i) and B (o, rank), the latter times alpha / rank
 
 _PREFIX = "base_model.model."
 _UNSUPPORTED = ("use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -36,57 +41,102 @@ class Split:
             self._masks.clear()
 
     def mask(self, ranks: tuple[int, ...], like: Tensor) -> Tensor:
-        """Ones (R, 1, r) where a row meets its own expert's ranks."""
+        """Ones (R, 1, r) where a row meets its own expert's ranks, which alternate: creative, factual, creative, ..."""
         if ranks not in self._masks:
             mask_R1r = torch.zeros(self.rows, 1, sum(ranks), dtype=like.dtype, device=like.device)
-            mask_R1r[: self.creative, :, : ranks[0]] = 1
-            mask_R1r[self.creative :, :, ranks[0] :] = 1
+            for side, part_R1k in enumerate(mask_R1r.split(ranks, dim=2)):
+                part_R1k[self.creative :] = side % 2
+                part_R1k[: self.creative] = 1 - side % 2
             self._masks[ranks] = mask_R1r
         return self._masks[ranks]
 
 
 class PairedLinear(nn.Module):
-    """A base linear and both experts' updates. Factors are (A (rank, i), B (o, rank) times the scale), or None."""
+    """A base linear and both experts' updates of it.
 
-    def __init__(self, base: nn.Linear, factors: tuple[tuple[Tensor, Tensor] | None, ...], split: Split) -> None:
+    Args:
+        base: one linear, or several of one input whose outputs stand side by side.
+        widths: of each of their outputs.
+        factors: of each of them, the creative expert's and the factual one's; None where it is not adapted.
+    """
+
+    def __init__(
+        self,
+        base: Callable[[Tensor], Tensor],
+        widths: Sequence[int],
+        factors: Sequence[tuple[Factors | None, Factors | None]],
+        split: Split,
+        like: Tensor,
+    ) -> None:
         super().__init__()
         self.base, self.split = base, split
-        a_ri = [pair[0] for pair in factors if pair is not None]
-        b_ro = [pair[1].T for pair in factors if pair is not None]
-        kind, device = base.weight.dtype, base.weight.device
-        self.a_ri = torch.cat(a_ri).to(device, kind).contiguous()
-        self.b_ro = torch.cat(b_ro).to(device, kind).contiguous()
-        self.ranks = tuple(0 if pair is None else pair[0].shape[0] for pair in factors)
+        given = [pair for pairs in factors for pair in pairs]
+        self._ranks = tuple(0 if pair is None else len(pair[0]) for pair in given)
+        a_ri = torch.cat([pair[0] for pair in given if pair is not None])
+        self._a_ri = a_ri.to(like.device, like.dtype).contiguous()
+        self._updates: list[tuple[slice, slice, Tensor]] = []  # outputs, ranks, B of both experts
+        column = rank = 0
+        for width, pairs in zip(widths, factors, strict=True):
+            b_ko = [pair[1].T for pair in pairs if pair is not None]
+            if b_ko:
+                both_ko = torch.cat(b_ko).to(like.device, like.dtype).contiguous()
+                ranks = slice(rank, rank + len(both_ko))
+                self._updates.append((slice(column, column + width), ranks, both_ko))
+                rank = ranks.stop
+            column += width
 
-    def forward(self, x_RTi: Tensor) -> Tensor:
-        rows, tokens, _ = x_RTi.shape
-        low_RTr = nn.functional.linear(x_RTi, self.a_ri) * self.split.mask(self.ranks, x_RTi)
-        out_RTo = self.base(x_RTi)
-        return torch.addmm(out_RTo.flatten(0, 1), low_RTr.flatten(0, 1), self.b_ro).view(rows, tokens, -1)
+    def forward(self, x: Tensor) -> Tensor:
+        x_Ni = x.flatten(0, -2)
+        out_No = self.base(x_Ni)
+        low_Nr = nn.functional.linear(x_Ni, self._a_ri)
+        low_Nr.view(self.split.rows, -1, low_Nr.shape[-1]).mul_(self.split.mask(self._ranks, x))
+        for columns, ranks, b_ko in self._updates:
+            out_No[:, columns].addmm_(low_Nr[:, ranks], b_ko)
+        return out_No.view(*x.shape[:-1], -1)
 
 
-def pair_adapters(model: Any, creative: Path, factual: Path) -> Split:
-    """Put both adapters into the base model, in place; returns what tells it whose rows come next.
+class Adapters:
+    """Both experts' adapters of one base.
 
     Raises:
         ModelError: an adapter uses something other than plain LoRA on linears.
     """
-    split = Split()
-    factors = [read_adapter(folder) for folder in (creative, factual)]
-    for name in sorted({*factors[0], *factors[1]}):
-        try:
-            linear = model.get_submodule(name)
-        except AttributeError:
-            linear = None
-        if not isinstance(linear, nn.Linear):
-            raise ModelError(f"adapts {name}, which is no linear of its base", where=str(creative))
-        parent, _, leaf = name.rpartition(".")
-        paired = PairedLinear(linear, tuple(one.get(name) for one in factors), split)
-        setattr(model.get_submodule(parent), leaf, paired)
-    return split
+
+    def __init__(self, creative: Path, factual: Path) -> None:
+        self.split = Split()
+        self._folder = creative
+        self._factors = [read_adapter(folder) for folder in (creative, factual)]
+        self.names = sorted({*self._factors[0], *self._factors[1]})
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that either expert adapts: below it both are the base."""
+        found = [re.search(r"(?:^|\.)layers\.(\d+)\.", name) for name in self.names]
+        return min((int(one[1]) for one in found if one), default=0)
+
+    def of(self, name: str) -> tuple[Factors | None, Factors | None]:
+        return self._factors[0].get(name), self._factors[1].get(name)
+
+    def paired(self, base: Callable[[Tensor], Tensor], linears: dict[str, nn.Linear]) -> Callable[[Tensor], Tensor]:
+        """`base`, which runs these linears side by side, with the experts' updates of them."""
+        if not any(name in self.names for name in linears):
+            return base
+        widths = [linear.out_features for linear in linears.values()]
+        like = next(iter(linears.values())).weight
+        return PairedLinear(base, widths, [self.of(name) for name in linears], self.split, like)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse adapters of something that the base has not."""
+        for name in self.names:
+            try:
+                found = model.get_submodule(name)
+            except AttributeError:
+                found = None
+            if not isinstance(found, nn.Linear):
+                raise ModelError(f"adapts {name}, which is no linear of its base", where=str(self._folder))
 
 
-def read_adapter(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def read_adapter(folder: Path) -> dict[str, Factors]:
     """A and B (times alpha / r) of every adapted linear, by its name in the base."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     for option in _UNSUPPORTED:
@@ -104,4 +154,6 @@ def read_adapter(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         if found:
             b_or = tensors[key.replace(".lora_A.", ".lora_B.")]
             factors[name] = (a_ri.float(), b_or.float() * scale)
+        elif ".lora_B." not in key:
+            raise ModelError(f"adapts more than linears: {key}", where=str(folder), fix="train it on linears only")
     return factors

@@ -1,7 +1,8 @@
 """The models of an ensemble behind one face: feed rows of each side, get each side's hidden states.
 
-Two LoRA experts of one base share its weights and step as one batch; two full models step one after the other; one
-model alone takes every row, whatever the dial. This module knows nothing about the dial, the heads or sampling.
+Two LoRA experts of one base share its weights and step as one batch, and share a row where neither is adapted; two full
+models step one after the other; one model alone takes every row, whatever the dial. This module knows nothing about the
+dial, the heads or sampling.
 
 Legend: R rows, T new tokens a row, d hidden width, V vocabulary.
 """
@@ -20,7 +21,11 @@ from tigerbot.errors import ModelError
 from tigerbot.models import base_of, load_model, load_tokenizer, model_hash, tokenizer_hash
 from tigerbot.spec import MembersSpec
 from tigerbot_serve.engine.kv_cache import KVCache
-from tigerbot_serve.ensemble.lora import Split, pair_adapters
+from tigerbot_serve.ensemble.decoder import LlamaDecoder, llama_like
+from tigerbot_serve.ensemble.lora import Adapters
+from tigerbot_serve.ensemble.matrix import Matrix, matrix
+from tigerbot_serve.ensemble.stock import StockDecoder
+from tigerbot_serve.ensemble.twins import TwinFinder
 
 CREATIVE, FACTUAL = 0, 1
 
@@ -30,10 +35,13 @@ class Feed:
     """Rows of one side: new token ids (R, T) and the position each row's first one has.
 
     `rows` says which, counted from the middle; None are the first ones, in the order of the view (see `forward`).
+    `texts` says which text a row belongs to: rows of both sides of one text are the same below the experts' adapters,
+    and run once there. Without it only the same feed on both sides is known to be that.
     """
 
     ids: Sequence[Sequence[int]]
     starts: Sequence[int]
+    texts: Sequence[int] = ()
     rows: Sequence[int] | None = None
 
 
@@ -42,11 +50,11 @@ NOTHING = Feed((), ())
 
 @dataclass(frozen=True)
 class Stack:
-    """One transformers model and the sides whose rows it takes."""
+    """One decoder, the sides whose rows it takes, and each of these sides' output matrix."""
 
-    model: Any
+    decoder: LlamaDecoder | StockDecoder
     sides: tuple[int, ...]
-    split: Split | None = None
+    outputs: tuple[Matrix, ...]
 
 
 class Caches:
@@ -55,12 +63,12 @@ class Caches:
     def __init__(self, stacks: Sequence[Stack], rows: int, max_length: int) -> None:
         self.of_stack = [
             KVCache(
-                stack.model.config,
+                stack.decoder.config,
                 rows if CREATIVE in stack.sides else 0,
                 rows if FACTUAL in stack.sides else 0,
                 max_length,
-                stack.model.dtype,
-                str(stack.model.device),
+                stack.decoder.dtype,
+                stack.decoder.device,
             )
             for stack in stacks
         ]
@@ -86,19 +94,24 @@ class Members:
     """One or two models with one vocabulary.
 
     Attributes:
-        hashes: creative_hash, factual_hash, tokenizer_hash.
+        hashes: creative_hash, factual_hash, tokenizer_hash, and `quantisation`, none or int8.
         alone: there is one model and no dial.
+        shares_output: both sides have one output matrix.
     """
 
     def __init__(self, stacks: Sequence[Stack], tokenizer: Any, hashes: dict[str, str]) -> None:
         self.stacks, self.tokenizer, self.hashes = tuple(stacks), tokenizer, hashes
         self.alone = sum(len(stack.sides) for stack in stacks) == 1
-        self._heads = {side: stack.model.lm_head for stack in stacks for side in stack.sides}
-        configs = [stack.model.config for stack in stacks]
+        self._outputs = {
+            side: output for stack in stacks for side, output in zip(stack.sides, stack.outputs, strict=True)
+        }
+        self.shares_output = len(self._outputs) == 2 and self._outputs[CREATIVE] is self._outputs[FACTUAL]
+        configs = [stack.decoder.config for stack in stacks]
         self.width: int = configs[0].hidden_size
         self.vocab_size: int = configs[0].vocab_size
         self.max_positions: int = min(config.max_position_embeddings for config in configs)
-        self.device = str(stacks[0].model.device)
+        self.device = stacks[0].decoder.device
+        self._twins = TwinFinder(self.device)
         for config in configs[1:]:
             if config.vocab_size != self.vocab_size:
                 raise ModelError(
@@ -128,30 +141,29 @@ class Members:
             counts = [len(feed.starts) for feed in mine]
             if not sum(counts):
                 continue
-            out_RTd = _forward(stack, cache, mine, counts)
+            out_RTd = self._forward(stack, cache, mine, counts)
             for side, part_RTd in enumerate(out_RTd.split(counts)):
                 if counts[side]:
                     hidden[side] = part_RTd
         return hidden[0], hidden[1]
 
+    def logits(self, side: int, hidden_Rd: Tensor) -> Tensor:
+        """Unnormalised natural log-probabilities (R, V), float32."""
+        return self._outputs[side](hidden_Rd).float()
+
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""
-        return torch.log_softmax(self._heads[side](hidden_Rd).float(), dim=-1)
+        return torch.log_softmax(self.logits(side, hidden_Rd), dim=-1)
 
-
-def _forward(stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
-    ids_RT = torch.tensor([*feeds[0].ids, *feeds[1].ids], device=stack.model.device)
-    starts = [*feeds[0].starts, *feeds[1].starts]
-    positions_RT, mask_R1TL = cache.begin(counts[0], counts[1], starts, ids_RT.shape[1], _rows(cache, feeds))
-    if stack.split is not None:
-        stack.split.begin(counts[0], counts[1])
-    return stack.model.model(
-        input_ids=ids_RT,
-        attention_mask=mask_R1TL,
-        position_ids=positions_RT,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    def _forward(self, stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
+        ids_RT = torch.tensor([*feeds[CREATIVE].ids, *feeds[FACTUAL].ids], device=stack.decoder.device)
+        starts, rows = [*feeds[CREATIVE].starts, *feeds[FACTUAL].starts], _rows(cache, feeds)
+        cache.begin(counts[CREATIVE], counts[FACTUAL], starts, ids_RT.shape[1], rows)
+        twins = None
+        if stack.decoder.shares_layers and all(counts) and rows is None:
+            same = range(counts[CREATIVE]) if feeds[CREATIVE] is feeds[FACTUAL] else ()
+            twins = self._twins.find(feeds[CREATIVE].texts or same, feeds[FACTUAL].texts or same)
+        return stack.decoder.forward(cache, ids_RT, counts, twins)
 
 
 def _rows(cache: KVCache, feeds: Sequence[Feed]) -> list[int] | None:
@@ -169,8 +181,10 @@ def load_members(spec: MembersSpec, device: str = "cpu") -> Members:
     """Load what the spec names.
 
     Raises:
-        ModelError: a folder is missing, tokenizers or bases differ, or a model is not Llama-like.
+        ModelError: a folder is missing, tokenizers or bases differ, a model is no decoder, or int8 is asked of a GPU.
     """
+    if spec.dtype == "int8" and device != "cpu":
+        raise ModelError("int8 is for CPUs", where="members.dtype", fix="use bfloat16 on a GPU")
     folders = {"creative": Path(spec.creative)} | ({"factual": Path(spec.factual)} if spec.factual else {})
     for role, folder in folders.items():
         if not folder.is_dir():
@@ -184,12 +198,14 @@ def load_members(spec: MembersSpec, device: str = "cpu") -> Members:
         )
     hashes = {f"{role}_hash": model_hash(folder) for role, folder in folders.items()}
     hashes["tokenizer_hash"] = tokenizers["creative"]
+    hashes["quantisation"] = "int8" if spec.dtype == "int8" else "none"
     bases = [_base(folder, spec.base) for folder in folders.values()]
-    if len(folders) == 2 and all(bases) and model_hash(bases[0]) == model_hash(bases[1]):  # type: ignore[arg-type]
-        stacks = [_paired(bases[0], folders["creative"], folders["factual"], spec.dtype, device)]
+    shared = bases[0]
+    if len(bases) == 2 and shared and bases[1] and model_hash(shared) == model_hash(bases[1]):
+        stacks = [_paired(shared, folders["creative"], folders["factual"], spec.dtype, device)]
     else:
         stacks = [
-            Stack(_full(folder, base, spec.dtype, device), (side,))
+            _alone(folder, base, side, spec.dtype, device)
             for side, (folder, base) in enumerate(zip(folders.values(), bases, strict=True))
         ]
     return Members(stacks, load_tokenizer(folders["creative"]), hashes)
@@ -219,23 +235,49 @@ def _base(folder: Path, given: str | None) -> Path | None:
     return base
 
 
-def _paired(base: Path | None, creative: Path, factual: Path, dtype: str, device: str) -> Stack:
-    model = _ready(load_model(str(base), dtype), base, device)
-    return Stack(model, (CREATIVE, FACTUAL), pair_adapters(model, creative, factual))
+def _paired(base: Path, creative: Path, factual: Path, dtype: str, device: str) -> Stack:
+    adapters = Adapters(creative, factual)
+    model = _loaded(base, None, dtype, device)
+    adapters.check(model)
+    return _stack(model, (CREATIVE, FACTUAL), dtype, adapters)
 
 
-def _full(folder: Path, base: Path | None, dtype: str, device: str) -> Any:
-    if base is None:
-        return _ready(load_model(folder, dtype), folder, device)
-    from peft import PeftModel
-
-    return _ready(PeftModel.from_pretrained(load_model(base, dtype), str(folder)).merge_and_unload(), folder, device)
+def _alone(folder: Path, base: Path | None, side: int, dtype: str, device: str) -> Stack:
+    model = _loaded(folder, None, dtype, device) if base is None else _loaded(base, folder, dtype, device)
+    return _stack(model, (side,), dtype)
 
 
-def _ready(model: Any, folder: Path | None, device: str) -> Any:
+def _loaded(folder: Path, adapter: Path | None, dtype: str, device: str) -> Any:
+    """The model of a folder, with an adapter merged into it."""
+    model = load_model(str(folder), "float32" if dtype == "int8" else dtype)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     if not (hasattr(model, "lm_head") and hasattr(getattr(model, "model", None), "layers")):
         raise ModelError(
             f"is a {type(model).__name__}, not a Llama-like model", where=str(folder), fix="serve a decoder"
         )
-    model.set_attn_implementation("sdpa")
     return model.to(device).eval().requires_grad_(False)
+
+
+def _stack(model: Any, sides: tuple[int, ...], dtype: str, adapters: Adapters | None = None) -> Stack:
+    outputs = _outputs(model.lm_head, len(sides), adapters)
+    if llama_like(model):
+        return Stack(LlamaDecoder(model, adapters, int8=dtype == "int8"), sides, outputs)
+    if dtype == "int8":
+        raise ModelError(
+            f"int8 is for Llama-like models, this is a {type(model).__name__}",
+            where="members.dtype",
+            fix="use float32",
+        )
+    return Stack(StockDecoder(model, adapters), sides, outputs)
+
+
+def _outputs(head: Any, sides: int, adapters: Adapters | None) -> tuple[Matrix, ...]:
+    """Each side's output matrix, in the model's own dtype: one for both, unless an expert adapts it."""
+    own = adapters.of("lm_head") if adapters else ()
+    if not any(own):
+        return (matrix([head.weight], [head.bias]),) * sides
+    merged = [head.weight if one is None else head.weight + (one[1] @ one[0]).to(head.weight) for one in own]
+    return tuple(matrix([weight_Vd], [head.bias]) for weight_Vd in merged)
