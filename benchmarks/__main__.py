@@ -23,6 +23,7 @@ NAMES = (
     "adam8bit",
     "islands",
     "sweep_best",
+    "engine_decode",
     "ensemble_decode",
     "skipping",
     "sweep_rate",

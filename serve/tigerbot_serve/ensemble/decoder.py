@@ -68,7 +68,7 @@ class LlamaDecoder:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._scale: float = attention.scaling
-        self._rms = _RmsNorm(config.hidden_size, config.rms_norm_eps, self.dtype)
+        self._rms = _RmsNorm(config.hidden_size, config.rms_norm_eps, decoder.norm.weight)
         self._embedding_Vd: Tensor = decoder.embed_tokens.weight
         self._norm_d = self._rms.weight(decoder.norm)
         self._rotary, self._angles_L2D = decoder.rotary_emb, torch.empty(0)
@@ -193,9 +193,9 @@ def _mask(cache: KVCache, tokens: int) -> Tensor | None:
 class _RmsNorm:
     """x / sqrt(mean(x^2) + eps) * weight, in four kernels where the dtype is float32, as transformers has it else."""
 
-    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, eps: float, like: Tensor) -> None:
         self._root, self._eps = math.sqrt(width), eps
-        self._floor = torch.tensor(math.sqrt(width * eps)) if dtype == torch.float32 else None
+        self._floor = like.new_tensor(math.sqrt(width * eps)) if like.dtype == torch.float32 else None
 
     def weight(self, norm: Any) -> Tensor:
         return norm.weight * self._root if self._floor is not None else norm.weight

@@ -35,8 +35,9 @@ class Feed:
     """Rows of one side: new token ids (R, T) and the position each row's first one has.
 
     `rows` says which, counted from the middle; None are the first ones, in the order of the view (see `forward`).
-    `texts` says which text a row belongs to: rows of both sides of one text are the same below the experts' adapters,
-    and run once there. Without it only the same feed on both sides is known to be that.
+    `texts` says which text a row belongs to: rows of both sides of one text, which take the same tokens at the same
+    positions, are one below the experts' adapters and run once there. Without it only the same feed on both sides is
+    known to be that.
     """
 
     ids: Sequence[Sequence[int]]
