@@ -55,12 +55,14 @@ def choose(
 def record(
     sequences: list[Sequence],
     ids: list[int],
-    tops: list[tuple[tuple[int, float], ...]],
+    alternatives: list[tuple[tuple[int, float], ...]],
     numbers: list[list[float]],
 ) -> list[TokenEvent]:
     """Append what was drawn; `numbers` are log-probability, the factual member's own, p_div, p_dev and w of each."""
     events = []
-    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(sequences, ids, tops, numbers, strict=True):
+    for sequence, token, top, (logprob, expected, p_div, p_dev, w) in zip(
+        sequences, ids, alternatives, numbers, strict=True
+    ):
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
         sequence.surprise = linger(sequence.surprise, -expected)

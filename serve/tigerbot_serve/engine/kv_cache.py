@@ -28,7 +28,7 @@ class KVCache(Cache):
 
     Attributes:
         keys, values: of every layer, (rows, H, max_length, D).
-        low, high: the rows of the step.
+        runs: the rows of the step, as stretches [low, high) of neighbours.
         length: positions that its attention reads.
         even: all its rows have the same length.
     """
@@ -49,28 +49,21 @@ class KVCache(Cache):
     ) -> Tensor:
         """Feed `left` and `right` rows, row i from position `starts[i]` on, `new` tokens each; gives positions (R, T).
 
-        `rows` names them where they are not the ones next to the middle; scattered ones are gathered. A row that has
-        fewer than `new` tokens is filled up: what that writes lies behind its end and is written again before it is
-        seen.
+        `rows` names them where they are not the ones next to the middle. A row that has fewer than `new` tokens is
+        filled up: what that writes lies behind its end and is written again before it is seen.
         """
-        self.low, self.high = self.middle - left, self.middle + right
-        self.picked_R: Tensor | None = None
-        if rows is not None:
-            self.low, self.high = rows[0], rows[0] + len(rows)
-            if list(rows) != list(range(self.low, self.high)):
-                self.picked_R = torch.tensor(rows, device=self.device)
+        self.runs = ((self.middle - left, self.middle + right),) if rows is None else runs_of(rows)
         self._new, self.length = new, max(starts) + new
         self._start = starts[0]
         self.even = len(set(starts)) == 1
+        if not self.even or len(self.runs) > 1:
+            order = [row for low, high in self.runs for row in range(low, high)]
+            self._rows_R1 = torch.tensor(order, device=self.device)[:, None]
         if self.even:
             self.positions_RT = self._arange[None, self._start : self._start + new].expand(len(starts), new)
         else:
             starts_R1 = torch.tensor(starts, device=self.device)[:, None]
             self.positions_RT = starts_R1 + self._arange[None, :new]
-        if self.picked_R is not None:
-            self._rows_R1 = self.picked_R[:, None]
-        elif not self.even:
-            self._rows_R1 = torch.arange(self.low, self.high, device=self.device)[:, None]
         return self.positions_RT
 
     def mask(self) -> Tensor:
@@ -83,21 +76,18 @@ class KVCache(Cache):
     def put(self, layer_idx: int, new_RT2HD: Tensor) -> None:
         """Write the step's keys and values of a layer."""
         both = self._both[layer_idx]
-        if self.even and self.picked_R is None:
-            both[self.low : self.high, :, :, self._start : self.length] = new_RT2HD.permute(0, 2, 3, 1, 4)
+        if self.even and len(self.runs) == 1:
+            low, high = self.runs[0]
+            both[low:high, :, :, self._start : self.length] = new_RT2HD.permute(0, 2, 3, 1, 4)
         else:
             both[self._rows_R1, :, :, self.positions_RT] = new_RT2HD
-
-    def seen(self, layer_idx: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, L, D) that a run of the step's rows reads: views, or copies where rows are scattered."""
-        rows = slice(low, high) if self.picked_R is None else self.picked_R
-        return self.keys[layer_idx][rows, :, : self.length], self.values[layer_idx][rows, :, : self.length]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         self.put(layer_idx, torch.stack((key_states, value_states), dim=1).permute(0, 3, 1, 2, 4))
-        return self.seen(layer_idx, self.low, self.high)
+        rows = slice(*self.runs[0]) if len(self.runs) == 1 else self._rows_R1[:, 0]
+        return self.keys[layer_idx][rows, :, : self.length], self.values[layer_idx][rows, :, : self.length]
 
     def row(self, side: int, index: int) -> int:
         """The row that is `index` places out from the middle on a side (0 left, 1 right)."""
@@ -110,15 +100,24 @@ class KVCache(Cache):
                 layer[to_row, :, :length] = other[from_row, :, :length]
 
     def read(self, row: int, start: int, stop: int) -> Tensor:
-        """A copy of some positions of a row: keys and values (2, layers, H, T, D)."""
-        both = (self.keys, self.values)
-        return torch.stack([torch.stack([layer[row, :, start:stop] for layer in layers]) for layers in both])
+        """A copy of some positions of a row: (layers, 2, H, T, D)."""
+        return torch.stack([layer[row, :, :, start:stop] for layer in self._both])
 
-    def write(self, row: int, block_2NHTD: Tensor) -> None:
+    def write(self, row: int, block_N2HTD: Tensor) -> None:
         """Make the first positions of a row what `read` gave."""
-        for layers, new_NHTD in zip((self.keys, self.values), block_2NHTD, strict=True):
-            for layer, new_HTD in zip(layers, new_NHTD, strict=True):
-                layer[row, :, : new_HTD.shape[1]] = new_HTD
+        for layer, new_2HTD in zip(self._both, block_N2HTD, strict=True):
+            layer[row, :, :, : new_2HTD.shape[2]] = new_2HTD
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length - self._new
+
+
+def runs_of(rows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Stretches [low, high) of neighbouring rows, in the order given."""
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        if found and found[-1][1] == row:
+            found[-1] = (found[-1][0], row + 1)
+        else:
+            found.append((row, row + 1))
+    return tuple(found)

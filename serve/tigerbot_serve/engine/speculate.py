@@ -207,10 +207,8 @@ class Speculation:
         draws = [(sequence.rng.random(), sequence.rng.random()) for _ in range(count)]
         accept_k, again_k = torch.tensor(draws, dtype=torch.float64, device=device).T
         ids_k, kept_k = settle(torch.stack(draft.own), target_kV, drafted_k, accept_k, again_k)
-        chosen_k = mixed.logprobs_RV.gather(1, ids_k[:, None])[:, 0]
-        numbers = torch.stack(
-            [chosen_k, mixed.expected(ids_k), mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1
-        ).tolist()
+        chosen_k, expected_k = mixed.logprobs_RV.gather(1, ids_k[:, None])[:, 0], mixed.expected(ids_k)
+        numbers = torch.stack([chosen_k, expected_k, mixed.p_div_R, mixed.p_dev_R, mixed.w_R], dim=1).tolist()
         alternatives = tops(mixed.logprobs_RV, [sequence] * count)
         kept = kept_k.tolist()
         reached = kept.index(False) + 1 if False in kept else count

@@ -88,7 +88,7 @@ class LlamaDecoder:
         if self._adapters is not None:
             self._adapters.split.begin(*counts)
         rows, tokens = ids_RT.shape
-        whole = _Pass(self._rope(cache), _mask(cache, tokens), ((cache.low, cache.high),), tokens, None)
+        whole = _Pass(self._rope(cache), _mask(cache, tokens), cache.runs, tokens, None)
         step = whole
         if twins is not None:
             step = whole.once(twins)
@@ -121,12 +121,11 @@ class LlamaDecoder:
             rows = slice(row, row + high - low)
             row = rows.stop
             mask = step.mask_R1TL if step.mask_R1TL is None or len(step.mask_R1TL) == 1 else step.mask_R1TL[rows]
-            keys_RKLD, values_RKLD = cache.seen(index, low, high)
             found.append(
                 nn.functional.scaled_dot_product_attention(
                     q_RHTD[rows],
-                    keys_RKLD,
-                    values_RKLD,
+                    cache.keys[index][low:high, :, : cache.length],
+                    cache.values[index][low:high, :, : cache.length],
                     attn_mask=mask,
                     scale=self._scale,
                     enable_gqa=tokens > 1 and heads != kv_heads,

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tigerbot_serve.engine.kv_cache import runs_of
+
 
 @dataclass(frozen=True)
 class Twins:
@@ -47,16 +49,4 @@ class TwinFinder:
             return None
         running = {row: index for index, row in enumerate(keep)}
         take = [running[place.get(text, row)] for row, text in enumerate((*creative, *factual))]
-        return Twins(
-            torch.tensor(keep, device=self._device), torch.tensor(take, device=self._device), tuple(_runs(keep))
-        )
-
-
-def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for row in rows:
-        if found and found[-1][1] == row:
-            found[-1] = (found[-1][0], row + 1)
-        else:
-            found.append((row, row + 1))
-    return found
+        return Twins(torch.tensor(keep, device=self._device), torch.tensor(take, device=self._device), runs_of(keep))

@@ -85,8 +85,15 @@ def test_nothing_is_certain_above_temperature_one() -> None:
     assert float(certain(own, torch.tensor([0.1]), torch.tensor([1.0]), torch.tensor([1.2])).sum()) == 0
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "together"),
+    [
+        ("full", True),
+        ("lora", True),
+        pytest.param("full", False, marks=pytest.mark.soak),
+        pytest.param("lora", False, marks=pytest.mark.soak),
+    ],
+)
 def test_greedy_answers_are_the_plain_ensembles(kind, together, engine_of, ask, heads) -> None:
     chance = random.Random(3)
     fields = {"heads": str(heads(hidden=4))} if kind == "lora" else {}
@@ -141,7 +148,8 @@ def test_a_seed_is_a_text_whatever_else_is_decoded_beside_the_gate(engine_of, as
     assert alone.end.summary.gate_rate and crowded.end.summary.gate_rate == alone.end.summary.gate_rate
 
 
-def test_answers_pairs_of_tokens_have_the_plain_frequencies(engine_of, ask) -> None:
+@pytest.mark.soak
+def test_pairs_of_tokens_have_the_plain_frequencies(engine_of, ask) -> None:
     """Pairs of tokens after one prompt, gated against plain: two samples of one distribution."""
     prompt = some(random.Random(6), 8)
     linear = {"mix": "linear", "plausibility": 0.2}
@@ -168,6 +176,7 @@ def test_answers_pairs_of_tokens_have_the_plain_frequencies(engine_of, ask) -> N
     assert statistic < 3 * max(6, table.shape[1])  # far beyond it for another distribution
 
 
+@pytest.mark.soak
 def test_a_geometric_gate_skips_after_it_has_measured_and_tells_the_error(engine_of, ask) -> None:
     engine = engine_of("alike", dial={"plausibility": 0.2}, engine={"max_length": 200, "gate": {"min_run": 1}})
     request = Request(some(random.Random(7), 8), 150, 0.1, temperature=0.3, seed=1)

@@ -27,12 +27,12 @@ def numbers(answer) -> list[float]:
     return [token.logprob for token in answer.tokens]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.soak)])
 def test_answers_are_the_same_with_and_without_the_cache(kind, engine_of, ask) -> None:
     chance = random.Random(5)
     trunk = some(chance, 70)
     prompts = []
-    for _ in range(16):
+    for _ in range(12):
         base = chance.choice([trunk, *prompts])[: chance.choice([15, 16, 17, 32, 48, 70, 90])]
         prompts.append(base + some(chance, chance.choice([0, 1, 7, 20])))
     dials = [chance.choice([0.0, 0.3, 0.7, 1.0]) for _ in prompts]
@@ -44,7 +44,7 @@ def test_answers_are_the_same_with_and_without_the_cache(kind, engine_of, ask) -
     plain = ask(fresh, *asked)
     reused = [ask(reusing, request)[0] for request in asked] + ask(reusing, *asked)
 
-    assert sum(map(cached, reused[: len(asked)])) > 100 and not any(map(cached, plain))
+    assert sum(map(cached, reused[: len(asked)])) > 60 and not any(map(cached, plain))
     for one, other in zip(plain * 2, reused, strict=True):
         assert one.ids == other.ids
         assert numbers(one) == pytest.approx(numbers(other), abs=1e-5)
