@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, NOTHING, Feed, Me
 from tigerbot_serve.ensemble.mixture import Mixture, Plan
 from tigerbot_serve.ensemble.twins import TwinFinder
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 96,
     "intermediate_size": 160,
@@ -148,7 +149,9 @@ def states_of(members: Members, *, texts: bool) -> list[torch.Tensor]:
 def test_lower_layers_run_once_for_both_experts_and_change_no_number(late, monkeypatch) -> None:
     members = load_members(MembersSpec(**late))
     rows: list[int] = []
-    lowest = members.stacks[0].decoder._layers[0]
+    decoder = members.stacks[0].decoder
+    assert isinstance(decoder, LlamaDecoder)
+    lowest = decoder._layers[0]
     monkeypatch.setattr(type(lowest.gate_up), "__call__", counted(type(lowest.gate_up).__call__, lowest.gate_up, rows))
 
     once = states_of(members, texts=True)
