@@ -56,6 +56,19 @@ def test_json_answers_parse_at_every_dial_and_temperature_beside_free_text(engin
     assert ask(engine, held[2])[0].ids == answers[2].ids
 
 
+def test_a_held_answer_at_the_dials_end_is_the_single_models(engine_of, ask, tokenizer) -> None:
+    asked = {"logit_bias": ((98, -100.0), (99, 2.0)), "presence_penalty": 0.5, "grammar": compiled(tokenizer, PERSON)}
+    fields = {"prompt_ids": prompt(tokenizer, "狐狸"), "max_tokens": 200, "temperature": 1.0, "seed": 4, **asked}
+    limits = {"max_length": 300}
+
+    alone = ask(engine_of("alone", engine=limits), Request(dial=1.0, **fields))[0]
+    mixed, _ = ask(engine_of("full", engine=limits), Request(dial=1.0, **fields), Request(dial=0.3, **fields))
+
+    assert mixed.ids == alone.ids
+    for ours, theirs in zip(mixed.tokens, alone.tokens, strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5)
+
+
 def test_log_probabilities_are_the_mixtures_own_whatever_holds_the_answer(engine_of, ask, tokenizer) -> None:
     engine = engine_of("lora")
     plain = Request(prompt(tokenizer, "The fox"), 1, 0.5, temperature=0.0, logprobs=5)
