@@ -35,4 +35,4 @@ def probabilities(logprobs_RV: Tensor, temperature_R: Tensor, sequences: Many[Se
 
 def steered(sequence: Sequence) -> bool:
     """Whether the request changes scores by what was said before: those rows are stepped plainly, both members each."""
-    return sequence.matcher is not None or changes(sequence.request)
+    return sequence.matcher is not None or sequence.pull is not None or changes(sequence.request)

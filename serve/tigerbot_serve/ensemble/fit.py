@@ -66,9 +66,9 @@ def fit(params: Params, report: Callable[[dict[str, float]], None]) -> None:
     """Reports `front`, the hypervolume of (diversity, accuracy) over five dials, and `accuracy_factual`, `diversity_creative`."""
     pair = _pair(params["creative"], params["factual"], params.get("heads"))
     questions, prompts = read_cases(params["questions"]), read_cases(params["prompts"])
-    fields: dict[str, Any] = {name: params.get(name) for name in FIELDS if name in params}
-    rule = ServedRule(DialSpec(**fields))
-    samples, seed = params.get("samples", 4), int(params.get("seed", 0)) + 1  # type: ignore[call-overload]
+    given: dict[str, Any] = {**params}
+    rule = ServedRule(DialSpec.model_validate({name: given[name] for name in FIELDS if name in given}))
+    samples, seed = given.get("samples", 4), given.get("seed", 0) + 1
     points = []
     for dial in DIALS:
         said = pair.answers([case.prompt for case in questions], rule, dial, seed, _ANSWER)
