@@ -1,4 +1,4 @@
-"""The verbs of this package: `tiger serve` and `tiger chat`."""
+"""The verbs of this package: `tiger serve`, `tiger chat` and `tiger bench`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from tigerbot.options import Overrides, SpecFile
+from tigerbot_serve.bench.verb import bench
 
 
 def register(app: typer.Typer) -> None:
     """Add this package's verbs to the `tiger` command."""
     app.command()(serve)
     app.command()(chat)
+    app.command()(bench)
 
 
 def serve(
