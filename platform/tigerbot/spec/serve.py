@@ -49,6 +49,13 @@ class HttpSpec(Part):
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
 
 
+class EmbeddingSpec(Part):
+    """What one request for embeddings may hold."""
+
+    max_inputs: Count = 256
+    max_tokens: Count = 32_768
+
+
 class ServeScale(Part):
     replicas: Count = 1
     cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
@@ -74,4 +81,5 @@ class ServeSpec(Job):
     judge: JudgeSpec = JudgeSpec()
     engine: EngineSpec = EngineSpec()
     http: HttpSpec = HttpSpec()
+    embedding: EmbeddingSpec = EmbeddingSpec()
     scale: ServeScale = ServeScale()

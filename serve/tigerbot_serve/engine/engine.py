@@ -12,6 +12,8 @@ import asyncio
 import logging
 import random
 import threading
+from collections.abc import Sequence as Items
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
+from tigerbot_serve.engine.embedding import Embeddings
 from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
 from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.scheduler import Prefill, Scheduler
@@ -51,6 +54,7 @@ class Engine:
         self._scheduler = Scheduler(spec.slots, spec.max_queue)
         self._rows = Rows(self.members, spec.slots, self.max_length)
         self._scratch = self.members.caches(1, self.max_length)
+        self._embeddings = Embeddings(self.members, spec.prefill_chunk, spec.max_queue)
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -116,6 +120,22 @@ class Engine:
             self._lock.notify()
         return ticket.handle
 
+    def embed(self, texts: Items[tuple[int, ...]]) -> Future[Tensor]:
+        """The base's vectors of texts (texts, d). Callable from any thread.
+
+        Raises:
+            QueueFull, InputError, ServeError: as `submit`.
+        """
+        if max(map(max, texts)) >= self.members.vocab_size:
+            last = self.members.vocab_size - 1
+            raise InputError(f"token ids go from 0 to {last}", where="input", fix="use this tokenizer")
+        with self._lock:
+            if not self.alive or self._stopping:
+                raise ServeError("is not running", where="engine", fix="restart the replica")
+            vectors = self._embeddings.add(texts)
+            self._lock.notify()
+        return vectors
+
     def stats(self) -> EngineStats:
         with self._lock:
             scheduler = self._scheduler
@@ -134,6 +154,7 @@ class Engine:
         self._admit()
         self._decode()
         self._prefill()
+        self._embeddings.step()
         self._deliver()
 
     def _drop_cancelled(self) -> None:
@@ -289,10 +310,11 @@ class Engine:
                     self._fail(_line(error))
         finally:
             self._fail("the engine stopped", waiting=True)
+            self._embeddings.fail("the engine stopped")
 
     def _wait_for_work(self) -> bool:
         with self._lock:
-            while self._scheduler.idle and not self._stopping:
+            while self._scheduler.idle and self._embeddings.idle and not self._stopping:
                 self._lock.wait()
             return not self._stopping
 

@@ -28,19 +28,26 @@ class Split:
 
     def __init__(self) -> None:
         self.creative = self.rows = 0
+        self._bare = False
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def begin(self, creative: int, factual: int) -> None:
-        if (creative, creative + factual) != (self.creative, self.rows):
-            self.creative, self.rows = creative, creative + factual
+        if self._bare or (creative, creative + factual) != (self.creative, self.rows):
+            self.creative, self.rows, self._bare = creative, creative + factual, False
             self._masks.clear()
+
+    def bare(self, rows: int) -> None:
+        """The next rows are nobody's: the base alone reads them."""
+        self.creative, self.rows, self._bare = 0, rows, True
+        self._masks.clear()
 
     def mask(self, ranks: tuple[int, ...], like: Tensor) -> Tensor:
         """Ones (R, 1, r) where a row meets its own expert's ranks."""
         if ranks not in self._masks:
             mask_R1r = torch.zeros(self.rows, 1, sum(ranks), dtype=like.dtype, device=like.device)
-            mask_R1r[: self.creative, :, : ranks[0]] = 1
-            mask_R1r[self.creative :, :, ranks[0] :] = 1
+            if not self._bare:
+                mask_R1r[: self.creative, :, : ranks[0]] = 1
+                mask_R1r[self.creative :, :, ranks[0] :] = 1
             self._masks[ranks] = mask_R1r
         return self._masks[ranks]
 

@@ -120,6 +120,18 @@ class Members:
                     hidden[side] = part_RTd
         return hidden[0], hidden[1]
 
+    def read_base(self, ids_RT: Tensor, past: Any = None) -> Tensor:
+        """Final normed hidden states (R, T, d) of the experts' base without its adapters, no row's cache touched.
+
+        Where there is no common base, the factual model's, or the only one's.
+        """
+        stack = self.stacks[-1]
+        if stack.split is not None:
+            stack.split.bare(len(ids_RT))
+        return stack.model.model(
+            input_ids=ids_RT.to(self.device), past_key_values=past, use_cache=past is not None
+        ).last_hidden_state
+
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""
         return torch.log_softmax(self._heads[side](hidden_Rd).float(), dim=-1)

@@ -24,6 +24,7 @@ from tigerbot.spec import ServeSpec
 from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import read_object
 from tigerbot_serve.gateway.decode import ClientGone, Decoder, requests_of, submit_all, whole_answers
+from tigerbot_serve.gateway.embeddings import EmbeddingBody, embed
 from tigerbot_serve.gateway.errors import ApiError, broken
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, parse
@@ -47,6 +48,7 @@ def create_app(engine: Decoder, spec: ServeSpec, keys: KeyRing) -> Starlette:
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.completions, methods=["POST"]),
+            Route("/v1/embeddings", gateway.embeddings, methods=["POST"]),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{name}", gateway.model),
             Route("/healthz", gateway.health),
@@ -98,6 +100,12 @@ class _Gateway:
             return EventStream(handles, shape, usage=usage, timeout_s=timeout_s, headers=headers)
         answers = await whole_answers(handles, request.is_disconnected, timeout_s=timeout_s)
         return JSONResponse(shape.whole(answers), headers=headers)
+
+    async def embeddings(self, request: HttpRequest) -> Response:
+        self._check_key(request)
+        body, ignored = parse(EmbeddingBody, await read_object(request, self._spec.http.max_body_bytes))
+        found = await embed(body, self._engine, self._spec, request.is_disconnected)
+        return JSONResponse(found, headers={"x-ignored-fields": _header_safe(ignored)} if ignored else {})
 
     async def models(self, request: HttpRequest) -> Response:
         self._check_key(request)

@@ -96,7 +96,7 @@ class CompletionBody(Sampling):
         return self.logprobs
 
 
-AnyBody = TypeVar("AnyBody", bound=Sampling)
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 def parse(kind: type[AnyBody], raw: dict[str, Any]) -> tuple[AnyBody, list[str]]:
