@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.gateway import openapi
 from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import read_object
 from tigerbot_serve.gateway.decode import ClientGone, Decoder, requests_of, submit_all, whole_answers
@@ -51,6 +52,7 @@ def create_app(engine: Decoder, spec: ServeSpec, keys: KeyRing) -> Starlette:
             Route("/v1/embeddings", gateway.embeddings, methods=["POST"]),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{name}", gateway.model),
+            Route("/openapi.json", openapi.serve),
             Route("/healthz", gateway.health),
             Route("/metrics", gateway.metrics),
             Route("/", gateway.page),
