@@ -49,6 +49,13 @@ class HttpSpec(Part):
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
 
 
+class SlowClients(Part):
+    """How long a client may take to send its body, and to take a piece of a stream."""
+
+    body_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
+    write_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
+
+
 class EmbeddingSpec(Part):
     """What one request for embeddings may hold."""
 
@@ -82,4 +89,5 @@ class ServeSpec(Job):
     engine: EngineSpec = EngineSpec()
     http: HttpSpec = HttpSpec()
     embedding: EmbeddingSpec = EmbeddingSpec()
+    slow_clients: SlowClients = SlowClients()
     scale: ServeScale = ServeScale()

@@ -84,7 +84,7 @@ class _Gateway:
 
     async def _answer(self, request: HttpRequest, kind: type[Sampling], prefix: str) -> Any:
         self._check_key(request)
-        body, ignored = parse(kind, await read_object(request, self._spec.http.max_body_bytes))
+        body, ignored = parse(kind, await self._object(request))
         wanted = requests_of(body, self._engine, self._spec)
         shape = Shape(
             id=f"{prefix}-{secrets.token_hex(12)}",
@@ -99,15 +99,20 @@ class _Gateway:
         handles = submit_all(self._engine, wanted)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            return EventStream(handles, shape, usage=usage, timeout_s=timeout_s, headers=headers)
+            slow = self._spec.slow_clients.write_timeout_s
+            return EventStream(handles, shape, usage=usage, timeout_s=timeout_s, headers=headers, write_timeout_s=slow)
         answers = await whole_answers(handles, request.is_disconnected, timeout_s=timeout_s)
         return JSONResponse(shape.whole(answers), headers=headers)
 
     async def embeddings(self, request: HttpRequest) -> Response:
         self._check_key(request)
-        body, ignored = parse(EmbeddingBody, await read_object(request, self._spec.http.max_body_bytes))
+        body, ignored = parse(EmbeddingBody, await self._object(request))
         found = await embed(body, self._engine, self._spec, request.is_disconnected)
         return JSONResponse(found, headers={"x-ignored-fields": _header_safe(ignored)} if ignored else {})
+
+    async def _object(self, request: HttpRequest) -> dict[str, Any]:
+        http, timeout_s = self._spec.http, self._spec.slow_clients.body_timeout_s
+        return await read_object(request, http.max_body_bytes, max_messages=http.max_messages, timeout_s=timeout_s)
 
     async def models(self, request: HttpRequest) -> Response:
         self._check_key(request)
