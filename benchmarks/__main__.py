@@ -24,6 +24,7 @@ NAMES = (
     "islands",
     "sweep_best",
     "ensemble_decode",
+    "gateway",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",
