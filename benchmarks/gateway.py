@@ -34,7 +34,7 @@ from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.engine.request import FinishEvent, Request
 from tigerbot_serve.ensemble.build import build_engine
 
-LITELLM = "1.109.3"
+LITELLM = "1.100.5"  # the newest whose own parts are all in the registry
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tigerbot-bench"
 ROUNDS = int(os.environ.get("GATEWAY_ROUNDS", "5"))
 SECONDS = float(os.environ.get("GATEWAY_SECONDS", "8"))

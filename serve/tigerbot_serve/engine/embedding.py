@@ -1,8 +1,8 @@
 """Embeddings: texts read by the experts' base on the engine's thread, a piece between two steps of decoding.
 
-A text's vector is the mean of its final hidden states, of length 1. Texts are read on their right-padded ids with no
-mask: attention is causal, so padding changes nothing before it. A text longer than a piece is read on with a cache of
-its own. This module knows nothing about HTTP.
+A text's vector is the mean of its final hidden states, of length 1. Texts of a piece are padded on the right: attention
+is causal, so that changes nothing before it. A text longer than a piece is read on in the next ones. This module knows
+nothing about HTTP.
 
 Legend: R texts of a piece, T their longest, d hidden width.
 """
@@ -17,11 +17,10 @@ from concurrent.futures import Future, InvalidStateError
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from tigerbot.errors import ServeError
 from tigerbot_serve.engine.scheduler import QueueFull
-from tigerbot_serve.ensemble.members import Members
+from tigerbot_serve.ensemble.members import Caches, Feed, Members
 
 log = logging.getLogger(__name__)
 
@@ -110,18 +109,18 @@ class _Reading:
         while self._left and (len(batch) + 1) * len(self._texts[self._left[0]]) <= self._piece:
             batch.append(self._left.popleft())
         width = len(self._texts[batch[-1]])
-        ids_RT = torch.tensor([[*self._texts[index], *[0] * (width - len(self._texts[index]))] for index in batch])
-        hidden_RTd = self._members.read_base(ids_RT)
+        padded = [(*self._texts[index], *[0] * (width - len(self._texts[index]))) for index in batch]
+        hidden_RTd = self._members.read_base(self._members.caches(len(batch), width), Feed(padded, [0] * len(batch)))
         for index, hidden_Td in zip(batch, hidden_RTd, strict=True):
             self._vectors_d[index] = hidden_Td[: len(self._texts[index])].float().mean(dim=0)
 
     def _read_long(self) -> None:
         ids = self._texts[self._left[0]]
-        state = self._long or _Long()
-        new_1T = torch.tensor([ids[state.done : state.done + self._piece]])
-        hidden_Td = self._members.read_base(new_1T, state.cache)[0].float()
+        state = self._long or _Long(self._members.caches(1, len(ids)))
+        piece = ids[state.done : state.done + self._piece]
+        hidden_Td = self._members.read_base(state.caches, Feed([piece], [state.done]))[0].float()
         state.sum_d = hidden_Td.sum(dim=0) if state.sum_d is None else state.sum_d + hidden_Td.sum(dim=0)
-        state.done += new_1T.shape[1]
+        state.done += len(piece)
         self._long = state
         if state.done == len(ids):
             self._vectors_d[self._left.popleft()] = state.sum_d / len(ids)
@@ -131,7 +130,7 @@ class _Reading:
 class _Long:
     """A text under way."""
 
-    def __init__(self) -> None:
-        self.cache = DynamicCache()
+    def __init__(self, caches: Caches) -> None:
+        self.caches = caches
         self.done = 0
         self.sum_d: Tensor | None = None

@@ -10,6 +10,8 @@ Legend: R rows, T tokens, i and o a linear's input and output width, r ranks of 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,20 @@ class Split:
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def begin(self, creative: int, factual: int) -> None:
-        if self._bare or (creative, creative + factual) != (self.creative, self.rows):
-            self.creative, self.rows, self._bare = creative, creative + factual, False
+        if (creative, creative + factual) != (self.creative, self.rows):
+            self.creative, self.rows = creative, creative + factual
             self._masks.clear()
 
-    def bare(self, rows: int) -> None:
-        """The next rows are nobody's: the base alone reads them."""
-        self.creative, self.rows, self._bare = 0, rows, True
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Rows are nobody's inside: the base alone reads them."""
+        self._bare = True
         self._masks.clear()
+        try:
+            yield
+        finally:
+            self._bare = False
+            self._masks.clear()
 
     def mask(self, ranks: tuple[int, ...], like: Tensor) -> Tensor:
         """Ones (R, 1, r) where a row meets its own expert's ranks."""

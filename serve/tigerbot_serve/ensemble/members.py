@@ -9,6 +9,7 @@ Legend: R rows, T new tokens a row, d hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,17 +121,17 @@ class Members:
                     hidden[side] = part_RTd
         return hidden[0], hidden[1]
 
-    def read_base(self, ids_RT: Tensor, past: Any = None) -> Tensor:
-        """Final normed hidden states (R, T, d) of the experts' base without its adapters, no row's cache touched.
+    def read_base(self, caches: Caches, feed: Feed) -> Tensor:
+        """Final normed hidden states (R, T, d) of the experts' base without its adapters.
 
         Where there is no common base, the factual model's, or the only one's.
         """
         stack = self.stacks[-1]
-        if stack.split is not None:
-            stack.split.bare(len(ids_RT))
-        return stack.model.model(
-            input_ids=ids_RT.to(self.device), past_key_values=past, use_cache=past is not None
-        ).last_hidden_state
+        side = stack.sides[-1]
+        with stack.split.bare() if stack.split else nullcontext():
+            hidden_RTd = self.forward(caches, (NOTHING, feed) if side == FACTUAL else (feed, NOTHING))[side]
+        assert hidden_RTd is not None
+        return hidden_RTd
 
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""

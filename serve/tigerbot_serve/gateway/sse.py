@@ -120,7 +120,7 @@ class EventStream:
                 continue
             for _, event in group:
                 if isinstance(event, PhaseEvent):
-                    yield self._shape.beat(event.phase)
+                    yield self._shape.beat(event.phase, index)
                 elif isinstance(event, FinishEvent):
                     spent.append(event.usage)
                     yield self._shape.end(index, event)
