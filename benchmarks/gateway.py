@@ -40,7 +40,11 @@ ROUNDS = int(os.environ.get("GATEWAY_ROUNDS", "5"))
 SECONDS = float(os.environ.get("GATEWAY_SECONDS", "8"))
 CLIENTS, STREAMS, NEW = 16, 8, 96
 ACCEPT_RATE = 50.0  # streams a second: far below what the gateway can take, so that its own delay is what is seen
-THROUGHPUT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+THROUGHPUT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # its default of 4 is for larger nodes
+}
 
 
 def main() -> list[Row]:
