@@ -40,11 +40,8 @@ ROUNDS = int(os.environ.get("GATEWAY_ROUNDS", "5"))
 SECONDS = float(os.environ.get("GATEWAY_SECONDS", "8"))
 CLIENTS, STREAMS, NEW = 16, 8, 96
 ACCEPT_RATE = 50.0  # streams a second: far below what the gateway can take, so that its own delay is what is seen
-THROUGHPUT = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # its default of 4 is for larger nodes
-}
+_FLAGS = ("ENABLE_HA_PROXY", "THROUGHPUT_OPTIMIZED", "HAPROXY_NBTHREAD")  # HAProxy's four threads are for larger nodes
+THROUGHPUT = {f"RAY_SERVE_{name}": "1" for name in _FLAGS}
 
 
 def main() -> list[Row]:
