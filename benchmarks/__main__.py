@@ -27,6 +27,7 @@ NAMES = (
     "ensemble_decode",
     "skipping",
     "dial_quality",
+    "gateway",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",

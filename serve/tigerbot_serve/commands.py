@@ -1,4 +1,4 @@
-"""The verbs of this package: `tiger serve`, `tiger chat` and `tiger keys`."""
+"""The verbs of this package: `tiger serve`, `tiger chat`, `tiger keys` and `tiger bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tigerbot.options import Overrides, SpecFile
+from tigerbot_serve.bench.verb import bench
 from tigerbot_serve.key_commands import keys_app
 
 
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(chat)
     app.add_typer(keys_app, name="keys")
+    app.command()(bench)
 
 
 def serve(

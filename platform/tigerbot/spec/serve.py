@@ -60,6 +60,20 @@ class HttpSpec(Part):
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
 
 
+class SlowClients(Part):
+    """How long a client may take to send its body, and to take a piece of a stream."""
+
+    body_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
+    write_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
+
+
+class EmbeddingSpec(Part):
+    """What one request for embeddings may hold."""
+
+    max_inputs: Count = 256
+    max_tokens: Count = 32_768
+
+
 class ServeScale(Part):
     replicas: Count = 1
     cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
@@ -115,6 +129,8 @@ class ServeSpec(Job):
     grammar: GrammarSpec = GrammarSpec()
     http: HttpSpec = HttpSpec()
     access: AccessSpec = AccessSpec()
+    embedding: EmbeddingSpec = EmbeddingSpec()
+    slow_clients: SlowClients = SlowClients()
     scale: ServeScale = ServeScale()
     plugins: list[PluginSpec] = []
 

@@ -13,15 +13,19 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Items
+from concurrent.futures import Future
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tigerbot.chat import end_token_ids
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
 from tigerbot_serve.engine.decoding import Decoding, last
+from tigerbot_serve.engine.embedding import Embeddings
 from tigerbot_serve.engine.memory import out_of_memory
 from tigerbot_serve.engine.prefill import Reader, States
 from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
@@ -65,6 +69,7 @@ class Engine:
         public = public_prefixes(self.tokenizer, spec.public_prefix)
         self._prefix = PrefixCache(self.members.hashes, spec.prefix_cache_bytes, public)
         self._reader = Reader(self.mixture, self._prefix, self.max_length)
+        self._embeddings = Embeddings(self.members, spec.prefill_chunk, spec.max_queue)
         self._lock = threading.Condition()
         self.review = Review(judge, mixture.spec, self._end_ids, self.max_length, self._wake)
         self._thread: threading.Thread | None = None
@@ -131,6 +136,22 @@ class Engine:
             self._lock.notify()
         return ticket.handle
 
+    def embed(self, texts: Items[tuple[int, ...]]) -> Future[Tensor]:
+        """The base's vectors of texts (texts, d). Callable from any thread.
+
+        Raises:
+            QueueFull, InputError, ServeError: as `submit`.
+        """
+        if max(map(max, texts)) >= self.members.vocab_size:
+            last = self.members.vocab_size - 1
+            raise InputError(f"token ids go from 0 to {last}", where="input", fix="use this tokenizer")
+        with self._lock:
+            if not self.alive or self._stopping:
+                raise ServeError("is not running", where="engine", fix="restart the replica")
+            vectors = self._embeddings.add(texts)
+            self._lock.notify()
+        return vectors
+
     def stats(self) -> EngineStats:
         with self._lock:
             scheduler = self._scheduler
@@ -156,6 +177,7 @@ class Engine:
         self._look_up()
         self._decode()
         self._prefill()
+        self._embeddings.step()
         self._deliver()
 
     def _drop_ending(self) -> None:
@@ -331,10 +353,11 @@ class Engine:
                     self._fail(_line(error))
         finally:
             self._fail("the engine stopped", waiting=True)
+            self._embeddings.fail("the engine stopped")
 
     def _wait_for_work(self) -> bool:
         with self._lock:
-            while (self._scheduler.idle or self._rests()) and not self._stopping:
+            while ((self._scheduler.idle and self._embeddings.idle) or self._rests()) and not self._stopping:
                 self._lock.wait(None if self._scheduler.idle else REST_S)
             return not self._stopping
 
@@ -342,7 +365,13 @@ class Engine:
         """Whether every running ticket waits for evidence, and nobody comes or goes."""
         scheduler = self._scheduler
         comes = scheduler.waiting and len(scheduler.running) < scheduler.slots
-        return not comes and all(ticket.waits for ticket in scheduler.running) and not scheduler.ending()
+        return (
+            self._embeddings.idle
+            and not comes
+            and bool(scheduler.running)
+            and all(ticket.waits for ticket in scheduler.running)
+            and not scheduler.ending()
+        )
 
 
 def _line(error: Exception) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tigerbot_serve.engine.kv_cache import KVCache
-from tigerbot_serve.ensemble.lora import Adapters
+from tigerbot_serve.ensemble.lora import Adapters, Split
 from tigerbot_serve.ensemble.matrix import Matrix, matrix
 from tigerbot_serve.ensemble.twins import Twins
 
@@ -82,6 +82,11 @@ class LlamaDecoder:
     def shares_layers(self) -> bool:
         """Whether there are layers that twins can run as one row."""
         return self._first_adapted > 0
+
+    @property
+    def split(self) -> Split | None:
+        """Which rows of a step are whose; None where there is nothing to tell apart."""
+        return self._adapters.split if self._adapters else None
 
     def forward(self, cache: KVCache, ids_RT: Tensor, counts: Sequence[int], twins: Twins | None) -> Tensor:
         """Final normed states (R, T, d) of the step that `cache.begin` has begun."""

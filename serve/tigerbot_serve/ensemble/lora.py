@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ class Split:
 
     def __init__(self) -> None:
         self.creative = self.rows = 0
+        self._bare = False
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def begin(self, creative: int, factual: int) -> None:
@@ -40,13 +42,24 @@ class Split:
             self.creative, self.rows = creative, creative + factual
             self._masks.clear()
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Rows are nobody's inside: the base alone reads them."""
+        self._bare = True
+        self._masks.clear()
+        try:
+            yield
+        finally:
+            self._bare = False
+            self._masks.clear()
+
     def mask(self, ranks: tuple[int, ...], like: Tensor) -> Tensor:
         """Ones (R, 1, r) where a row meets its own expert's ranks, which alternate: creative, factual, creative, ..."""
         if ranks not in self._masks:
             mask_R1r = torch.zeros(self.rows, 1, sum(ranks), dtype=like.dtype, device=like.device)
             for side, part_R1k in enumerate(mask_R1r.split(ranks, dim=2)):
-                part_R1k[self.creative :] = side % 2
-                part_R1k[: self.creative] = 1 - side % 2
+                part_R1k[self.creative :] = 0 if self._bare else side % 2
+                part_R1k[: self.creative] = 0 if self._bare else 1 - side % 2
             self._masks[ranks] = mask_R1r
         return self._masks[ranks]
 

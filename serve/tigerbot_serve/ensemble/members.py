@@ -10,6 +10,7 @@ Legend: R rows, T new tokens a row, d hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,18 @@ class Members:
     def logits(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Unnormalised natural log-probabilities (R, V), float32."""
         return self._outputs[side](hidden_Rd).float()
+
+    def read_base(self, caches: Caches, feed: Feed) -> Tensor:
+        """Final normed hidden states (R, T, d) of the experts' base without its adapters.
+
+        Where there is no common base, the factual model's, or the only one's.
+        """
+        stack = self.stacks[-1]
+        side = stack.sides[-1]
+        with stack.decoder.split.bare() if stack.decoder.split else nullcontext():
+            hidden_RTd = self.forward(caches, (NOTHING, feed) if side == FACTUAL else (feed, NOTHING))[side]
+        assert hidden_RTd is not None
+        return hidden_RTd
 
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""

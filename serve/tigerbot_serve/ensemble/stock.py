@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tigerbot_serve.engine.kv_cache import KVCache
-from tigerbot_serve.ensemble.lora import Adapters
+from tigerbot_serve.ensemble.lora import Adapters, Split
 from tigerbot_serve.ensemble.twins import Twins
 
 
@@ -27,6 +27,11 @@ class StockDecoder:
             assert adapters is not None
             if parent:  # the output matrix is the members' business
                 setattr(model.get_submodule(parent), leaf, adapters.paired(linear, {name: linear}))
+
+    @property
+    def split(self) -> Split | None:
+        """Which rows of a step are whose; None where there is nothing to tell apart."""
+        return self._adapters.split if self._adapters else None
 
     def forward(self, cache: KVCache, ids_RT: Tensor, counts: Sequence[int], twins: Twins | None) -> Tensor:
         """Final normed states (R, T, d) of the step that `cache.begin` has begun."""

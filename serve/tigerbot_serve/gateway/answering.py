@@ -25,6 +25,7 @@ from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import read_object
 from tigerbot_serve.gateway.decode import Decoder, submit_all, wanted_of, whole_answers
 from tigerbot_serve.gateway.edge import visit_of
+from tigerbot_serve.gateway.embeddings import EmbeddingBody, embed, texts_of
 from tigerbot_serve.gateway.errors import ApiError
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.ledger import Tokens
@@ -63,11 +64,31 @@ class Answering:
     async def completions(self, request: Request) -> Any:
         return await self._answer(request, CompletionBody, "cmpl")
 
+    async def embeddings(self, request: Request) -> ASGIApp:
+        visit = visit_of(request.scope)
+        key = visit.key = self._keys.check(request.headers.get("authorization"), "embeddings")
+        visit.traceparent = request.headers.get("traceparent", "")
+        body, ignored = parse(EmbeddingBody, await self._object(request))
+        texts = await texts_of(body, self._engine, self._spec)
+        read = sum(map(len, texts))
+        visit.user = self._pseudonym(body.user or key.user)
+        work = await self._held(visit, Tokens(prompt=read), read)
+        try:
+            found = await embed(texts, body, self._engine, self._spec, request.is_disconnected)
+            visit.tokens = Tokens(prompt=read)
+        finally:
+            work.end()
+        return JSONResponse(found, headers=_ignored(ignored))
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        http, timeout_s = self._spec.http, self._spec.slow_clients.body_timeout_s
+        return await read_object(request, http.max_body_bytes, max_messages=http.max_messages, timeout_s=timeout_s)
+
     async def _answer(self, request: Request, kind: type[Sampling], prefix: str) -> ASGIApp:
         visit, headers = visit_of(request.scope), request.headers
         key = visit.key = self._keys.check(headers.get("authorization"), "chat")
         visit.traceparent = headers.get("traceparent", "")
-        raw = await read_object(request, self._spec.http.max_body_bytes)
+        raw = await self._object(request)
         name = headers.get("idempotency-key")
         if name is None:
             return await self._fresh(visit, raw, kind, prefix, request.is_disconnected)
@@ -107,11 +128,19 @@ class Answering:
                 evidence=bool(body.evidence),
                 visit=visit if body.timeline else None,
             )
-            headers = {"x-ignored-fields": _header_safe(ignored)} if ignored else {}
+            headers = _ignored(ignored)
             timeout_s = self._spec.http.request_timeout_s
             if body.stream:
                 usage = bool(body.stream_options and body.stream_options.include_usage)
-                return Settled(EventStream(handles, shape, usage=usage, timeout_s=timeout_s, headers=headers), work)
+                stream = EventStream(
+                    handles,
+                    shape,
+                    usage=usage,
+                    timeout_s=timeout_s,
+                    headers=headers,
+                    write_timeout_s=self._spec.slow_clients.write_timeout_s,
+                )
+                return Settled(stream, work)
             answers = await whole_answers(handles, disconnected, timeout_s=timeout_s)
         except BaseException:
             work.end()
@@ -127,8 +156,11 @@ class Answering:
         visit.judged, visit.each = wanted[0].verify, body.n or 1
         asked = sum(request.max_tokens for request in wanted)
         read = sum(len(request.prompt_ids) for request in wanted)
-        outstanding = read + asked
-        tokens = Tokens(prompt=read // (body.n or 1), completion=asked)
+        return await self._held(visit, Tokens(prompt=read // visit.each, completion=asked), read + asked)
+
+    async def _held(self, visit: Visit, tokens: Tokens, outstanding: int) -> Work:
+        key = visit.key
+        assert key is not None
         self._admission.check(outstanding)
         await self._limiter.ready(key, tokens)
         return Work(visit, self._limiter, self._limiter.reserve(key, tokens), tokens, outstanding)
@@ -151,5 +183,7 @@ async def _stays() -> bool:
     return False
 
 
-def _header_safe(names: list[str]) -> str:
-    return ", ".join(re.sub(r"[^\x21-\x7e]", "?", name)[:64] for name in names[:32])
+def _ignored(names: list[str]) -> dict[str, str]:
+    """The header that names a body's unknown fields."""
+    safe = ", ".join(re.sub(r"[^\x21-\x7e]", "?", name)[:64] for name in names[:32])
+    return {"x-ignored-fields": safe} if names else {}

@@ -59,9 +59,9 @@ class Shape:
         delta = {"role": "assistant", "content": ""} if self.chat else self._prompt(index)
         return self._chunk(index, delta, None)
 
-    def beat(self, phase: str | None = None) -> dict[str, Any]:
+    def beat(self, phase: str | None = None, index: int = 0) -> dict[str, Any]:
         """A chunk with an empty delta: it keeps the connection alive, and names the phase of a held answer."""
-        chunk = self._chunk(0, {} if self.chat else "", None)
+        chunk = self._chunk(index, {} if self.chat else "", None)
         return chunk | {"ensemble": {"phase": phase}} if phase else chunk
 
     def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.gateway import openapi
 from tigerbot_serve.gateway.about import About
 from tigerbot_serve.gateway.admission import Admission, budget_of
 from tigerbot_serve.gateway.answering import Answering
@@ -74,8 +75,10 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", answering.chat, methods=["POST"]),
         Route("/v1/completions", answering.completions, methods=["POST"]),
+        Route("/v1/embeddings", answering.embeddings, methods=["POST"]),
         Route("/v1/models", about.models),
         Route("/v1/models/{name}", about.model),
+        Route("/openapi.json", openapi.serve),
         Route("/healthz", about.health),
         Route("/metrics", about.metrics),
         Route("/", page.show),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ class Decoder(Protocol):
     def alive(self) -> bool: ...
 
     def submit(self, request: Request, loop: asyncio.AbstractEventLoop) -> Handle: ...
+
+    def embed(self, texts: Sequence[tuple[int, ...]]) -> Future[Any]: ...
 
     def stats(self) -> EngineStats: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from tigerbot_serve.gateway.errors import ApiError
 from tigerbot_serve.gateway.messages import Body, Message
@@ -112,7 +112,7 @@ class CompletionBody(Sampling):
         return [self.prompt] if one else list(self.prompt)  # type: ignore[list-item]
 
 
-AnyBody = TypeVar("AnyBody", bound=Sampling)
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 def parse(kind: type[AnyBody], raw: dict[str, Any]) -> tuple[AnyBody, list[str]]:

@@ -1,0 +1,1 @@
+"""`tiger bench`: load on an OpenAI-compatible endpoint, and what its answers took."""
