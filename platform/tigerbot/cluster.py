@@ -75,6 +75,13 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, dashboar
     return Cluster(f"http://{url}" if url else "", opened=fresh, local=node.is_head())
 
 
+def ray_is_given() -> bool:
+    """Whether `connect` would find a Ray that is there already."""
+    import ray
+
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _keep_handler(on_sigterm: Any) -> None:
     """Ray puts its own SIGTERM handler in place, which leaves at once: ours unwinds first."""
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
+from tigerbot.spec.scale import ServeScale
 
 
 class DialSpec(Part):
@@ -47,13 +48,6 @@ class HttpSpec(Part):
     max_messages: Count = 256
     api_keys_env: str = "TIGER_API_KEYS"
     request_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
-
-
-class ServeScale(Part):
-    replicas: Count = 1
-    cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
-    gpus_per_replica: Annotated[Real, Field(ge=0)] = 0.0
-    threads: Count | None = None
 
 
 class EngineSpec(Part):

@@ -1,0 +1,160 @@
+"""A deployed ensemble: deploy it, update it, see whether it is still ours, take it down.
+
+What is deployed under a name is remembered in the cluster itself, so that whoever updates it from another process can
+go back to it, and whoever deployed it first knows that it is another's now.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tigerbot.cluster import Cluster, connect, ray_is_given
+from tigerbot.spec import ServeSpec
+from tigerbot_serve.deploy.checks import check_door, check_members, check_update, resolved, version_of
+from tigerbot_serve.deploy.ingress import applied, check_port, environment, start_proxy
+from tigerbot_serve.deploy.replica import DRAIN_MARGIN_S, Version
+from tigerbot_serve.deploy.rollout import replicas, roll_out
+from tigerbot_serve.gateway.keys import KeyRing
+
+OWN_STOP_S = 10.0  # a Ray of our own ends with its endpoint: answers under way have this long
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the cluster remembers of a name."""
+
+    owner: str
+    version: Version
+
+
+@dataclass
+class Endpoint:
+    """A deployed ensemble."""
+
+    url: str
+    version: Version
+    lacks: list[str]
+    _cluster: Cluster
+    _owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def replicas(self) -> int:
+        return replicas(self.version.spec.name)
+
+    @property
+    def taken_over(self) -> bool:
+        """Another process has deployed under this name since."""
+        found = _recall(self.version.spec.name)
+        return found is not None and found.owner != self._owner
+
+    def update(self, spec: ServeSpec) -> str:
+        """Put another version in its place, in flight; returns a line that says what became of it.
+
+        Raises:
+            InputError, ModelError: it cannot be served; what was there serves on.
+            ServeError: it did not start; what was there serves on.
+        """
+        check_update(self.version.spec, spec)
+        began = time.monotonic()
+        version = version_to_serve(spec, self.version.keys, port=self.version.spec.http.port)
+        if version == self.version:
+            return f"{spec.name}: nothing differs from what is served"
+        same = version.id == self.version.id
+        roll_out(version, self.version)
+        self.version = version
+        _remember(_Record(self._owner, version))
+        took = f"{time.monotonic() - began:.1f} s"
+        if same:
+            return f"{spec.name}: scaled in {took}, {self.replicas} replicas"
+        return f"{spec.name}: version {version.id} in {took}; replicas of the old one finish what they began"
+
+    def stop(self) -> None:
+        """Take it down, and with it the Ray that was started for it. Others on a shared cluster stay."""
+        from ray import serve
+
+        if not self.taken_over:
+            name = self.version.spec.name
+            serve.delete(name, _blocking=False)
+            longest = self.version.spec.http.request_timeout_s + DRAIN_MARGIN_S
+            until = time.monotonic() + (OWN_STOP_S if self._cluster.local else longest)
+            while name in serve.status().applications and time.monotonic() < until:
+                time.sleep(0.1)
+            _forget(name)
+        self._cluster.stop()
+
+
+def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
+    """Deploy an ensemble, or update the one of this name on the cluster, and return when it answers.
+
+    Raises:
+        ModelError: its members or heads are not there, or do not belong together.
+        ServeError: an open host without keys, or a replica that does not start.
+        InputError: the port is in use.
+    """
+    version = version_to_serve(spec, KeyRing.from_environment(spec.http.api_keys_env))
+    spec = version.spec
+    if not ray_is_given():
+        check_port(spec)
+    with applied({} if ray_is_given() else environment(spec)):
+        cluster = connect(None, num_cpus=_logical_cpus(spec))
+        for name in ("ray.serve", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            lacks = start_proxy(spec, own_ray=cluster.local)
+            before = _recall(spec.name)
+            roll_out(version, before.version if before else None)
+            endpoint = Endpoint(f"http://{_shown_host(spec)}:{spec.http.port}", version, lacks, cluster)
+            _remember(_Record(endpoint._owner, version))
+            return endpoint
+        except BaseException:
+            cluster.stop()
+            raise
+
+
+def version_to_serve(spec: ServeSpec, keys: KeyRing, port: int = 0) -> Version:
+    check_door(spec, keys)
+    check_members(spec)
+    spec = resolved(spec, port)
+    return Version(spec, keys, version_of(spec, keys))
+
+
+def _logical_cpus(spec: ServeSpec) -> int:
+    """Of a Ray of our own: what an update needs, whose new replicas stand beside the old ones."""
+    scale = spec.scale
+    return max(os.cpu_count() or 1, math.ceil(2 * scale.bounds[1] * scale.cpus_per_replica))
+
+
+def _shown_host(spec: ServeSpec) -> str:
+    return "127.0.0.1" if spec.http.host == "0.0.0.0" else spec.http.host
+
+
+def _key(name: str) -> bytes:
+    return f"tiger:serve:{name}".encode()
+
+
+def _remember(record: _Record) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(_key(record.version.spec.name), pickle.dumps(record), overwrite=True)
+
+
+def _recall(name: str) -> _Record | None:
+    """What runs under a name, if it still does."""
+    from ray import serve
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    kept = _internal_kv_get(_key(name))
+    return pickle.loads(kept) if kept is not None and name in serve.status().applications else None
+
+
+def _forget(name: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(_key(name))
