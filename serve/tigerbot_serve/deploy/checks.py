@@ -8,6 +8,8 @@ import pickle
 from importlib.metadata import version as package_version
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from tigerbot.errors import InputError, ModelError, ServeError
 from tigerbot.models import model_hash, tokenizer_hash
 from tigerbot.ports import free_port
@@ -50,8 +52,7 @@ def check_members(spec: ServeSpec) -> None:
         where = f"{field}: {folder}"
         if not Path(folder).is_dir():
             raise ModelError("there is no such folder", where=where, fix="give the path of a model folder")
-        if not list(Path(folder).glob("*.safetensors")):
-            raise ModelError("has no safetensors", where=where, fix="give a folder with weights")
+        _check_weights(Path(folder), where)
     if spec.heads is not None and spec.members.factual is not None:
         check_heads(spec.heads, _hashes(spec.members))
 
@@ -94,6 +95,19 @@ def version_of(spec: ServeSpec, keys: KeyRing) -> str:
             about = file.stat()
             digest.update(f"{file}:{about.st_size}:{about.st_mtime_ns}".encode())
     return digest.hexdigest()[:12]
+
+
+def _check_weights(folder: Path, where: str) -> None:
+    """Every file of weights has a readable head and all its bytes."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError("has no safetensors", where=where, fix="give a folder with weights")
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file.name} is damaged ({error})", where=where, fix="copy it here again") from None
 
 
 def _hashes(members: MembersSpec) -> dict[str, str]:

@@ -104,8 +104,7 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
         check_port(spec)
     with applied({} if ray_is_given() else environment(spec)):
         cluster = connect(None, num_cpus=_logical_cpus(spec))
-        for name in ("ray.serve", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _quiet()
         try:
             lacks = start_proxy(spec, own_ray=cluster.local)
             before = _recall(spec.name)
@@ -123,6 +122,13 @@ def version_to_serve(spec: ServeSpec, keys: KeyRing, port: int = 0) -> Version:
     check_members(spec)
     spec = resolved(spec, port)
     return Version(spec, keys, version_of(spec, keys))
+
+
+def _quiet() -> None:
+    import ray.serve  # noqa: F401 - it sets its logger's level when it is imported
+
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _logical_cpus(spec: ServeSpec) -> int:
