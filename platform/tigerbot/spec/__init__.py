@@ -12,7 +12,7 @@ from tigerbot.spec.identity import flat, spec_changes, spec_difference, spec_has
 from tigerbot.spec.kinds import KINDS, Spec, json_schema, parse_spec
 from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
-from tigerbot.spec.serve import DialSpec, EngineSpec, JudgeSpec, MembersSpec, ServeSpec
+from tigerbot.spec.serve import CanarySpec, DialSpec, EngineSpec, JudgeSpec, MembersSpec, ServeSpec
 from tigerbot.spec.simulate import (
     BuySpec,
     FailureSpec,
@@ -27,6 +27,7 @@ from tigerbot.spec.train import DataSource, Islands, Scale, TrainLoop, TrainSpec
 
 __all__ = [
     "KINDS",
+    "CanarySpec",
     "BuySpec",
     "CorpusSource",
     "CorpusSpec",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tigerbot.cluster import Cluster, connect, ray_is_given
+from tigerbot.errors import InputError
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.deploy.checks import check_door, check_members, check_update, resolved, version_of
 from tigerbot_serve.deploy.ingress import applied, check_port, environment, start_proxy
@@ -67,6 +68,8 @@ class Endpoint:
         if version == self.version:
             return f"{spec.name}: nothing differs from what is served"
         same = version.id == self.version.id
+        if self._cluster.local and not same:
+            _check_room(version.spec)
         roll_out(version, self.version)
         self.version = version
         _remember(_Record(self._owner, version))
@@ -122,6 +125,24 @@ def version_to_serve(spec: ServeSpec, keys: KeyRing, port: int = 0) -> Version:
     check_members(spec)
     spec = resolved(spec, port)
     return Version(spec, keys, version_of(spec, keys))
+
+
+def _check_room(spec: ServeSpec) -> None:
+    """New replicas stand beside the old ones, on a machine that will not grow.
+
+    Raises:
+        InputError: there is no room for one.
+    """
+    import ray
+
+    free, scale = ray.available_resources(), spec.scale
+    for resource, wanted in (("CPU", scale.cpus_per_replica), ("GPU", scale.gpus_per_replica)):
+        if wanted > free.get(resource, 0.0):
+            raise InputError(
+                f"an update starts a new replica beside the old: {wanted:g} {resource} more, {free.get(resource, 0):g} free",
+                where=f"scale.{resource.lower()}s_per_replica",
+                fix=f"make it smaller, or tiger stop {spec.name} and serve it anew",
+            )
 
 
 def _quiet() -> None:

@@ -117,12 +117,13 @@ class Members:
             out_RTd = _forward(stack, cache, mine, counts)
             for side, part_RTd in enumerate(out_RTd.split(counts)):
                 if counts[side]:
-                    hidden[side] = part_RTd
+                    hidden[side] = part_RTd.to(self.device)
         return hidden[0], hidden[1]
 
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""
-        return torch.log_softmax(self._heads[side](hidden_Rd).float(), dim=-1)
+        head = self._heads[side]
+        return torch.log_softmax(head(hidden_Rd.to(head.weight.device)).float(), dim=-1).to(self.device)
 
 
 def _forward(stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
@@ -164,7 +165,7 @@ def load_members(spec: MembersSpec, device: str = "cpu") -> Members:
         stacks = [_paired(bases[0], folders["creative"], folders["factual"], spec.dtype, device)]
     else:
         stacks = [
-            Stack(_full(folder, base, spec.dtype, device), (side,))
+            Stack(_full(folder, base, spec.dtype, spec.devices[side] if spec.devices else device), (side,))
             for side, (folder, base) in enumerate(zip(folders.values(), bases, strict=True))
         ]
     return Members(stacks, load_tokenizer(folders["creative"]), hashes)
