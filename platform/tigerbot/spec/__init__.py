@@ -27,8 +27,8 @@ from tigerbot.spec.train import DataSource, Islands, Scale, TrainLoop, TrainSpec
 
 __all__ = [
     "KINDS",
-    "CanarySpec",
     "BuySpec",
+    "CanarySpec",
     "CorpusSource",
     "CorpusSpec",
     "DataSource",

@@ -41,7 +41,6 @@ class MembersSpec(Part):
     devices: tuple[str, str] | None = None  # of two full models, the creative one's first
     # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU.
 
-
     @model_validator(mode="after")
     def _two_to_place(self) -> MembersSpec:
         if self.devices is not None and (self.factual is None or self.base is not None):

@@ -53,8 +53,9 @@ def check_members(spec: ServeSpec) -> None:
         if not Path(folder).is_dir():
             raise ModelError("there is no such folder", where=where, fix="give the path of a model folder")
         _check_weights(Path(folder), where)
-    if spec.heads is not None and spec.members.factual is not None:
-        check_heads(spec.heads, _hashes(spec.members))
+    for heads, members in _pairs(spec):
+        if heads is not None and members.factual is not None:
+            check_heads(heads, _hashes(members))
 
 
 def check_update(old: ServeSpec, new: ServeSpec) -> None:
@@ -76,13 +77,11 @@ def check_update(old: ServeSpec, new: ServeSpec) -> None:
 def resolved(spec: ServeSpec, port: int = 0) -> ServeSpec:
     """Folders as a replica finds them, which runs elsewhere; a port where the spec leaves it open."""
     http = spec.http.model_copy(update={"port": spec.http.port or port or free_port(spec.http.host)})
-    return spec.model_copy(
-        update={
-            "members": _absolute(spec.members),
-            "heads": str(Path(spec.heads).absolute()) if spec.heads else None,
-            "http": http,
-        }
-    )
+    canary = spec.canary
+    if canary is not None:
+        canary = canary.model_copy(update={"members": _absolute(canary.members), "heads": _path(canary.heads)})
+    given = {"members": _absolute(spec.members), "heads": _path(spec.heads), "http": http, "canary": canary}
+    return spec.model_copy(update=given)
 
 
 def version_of(spec: ServeSpec, keys: KeyRing) -> str:
@@ -120,10 +119,22 @@ def _hashes(members: MembersSpec) -> dict[str, str]:
 
 
 def _absolute(members: MembersSpec) -> MembersSpec:
-    folders = {role: str(Path(folder).absolute()) for role in ROLES if (folder := getattr(members, role)) is not None}
-    return members.model_copy(update=folders)
+    return members.model_copy(update={role: _path(getattr(members, role)) for role in ROLES})
+
+
+def _path(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).absolute())
+
+
+def _pairs(spec: ServeSpec) -> list[tuple[str | None, MembersSpec]]:
+    """Heads and members that belong together: the rest's, and the canary's."""
+    canary = spec.canary
+    return [(spec.heads, spec.members), *([(canary.heads, canary.members)] if canary else [])]
 
 
 def _folders(spec: ServeSpec) -> dict[str, str]:
-    found = {f"members.{role}": getattr(spec.members, role) for role in ROLES} | {"heads": spec.heads}
+    found: dict[str, str | None] = {}
+    for prefix, (heads, members) in zip(("", "canary."), _pairs(spec), strict=False):
+        found |= {f"{prefix}members.{role}": getattr(members, role) for role in ROLES}
+        found[f"{prefix}heads"] = heads
     return {field: folder for field, folder in found.items() if folder is not None}

@@ -14,15 +14,17 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tigerbot.cluster import Cluster, connect, ray_is_given
 from tigerbot.errors import InputError
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.deploy.checks import check_door, check_members, check_update, resolved, version_of
 from tigerbot_serve.deploy.ingress import applied, check_port, environment, start_proxy
-from tigerbot_serve.deploy.replica import DRAIN_MARGIN_S, Version
+from tigerbot_serve.deploy.replica import DEPLOYMENT, DRAIN_MARGIN_S, Version
 from tigerbot_serve.deploy.rollout import replicas, roll_out
 from tigerbot_serve.gateway.keys import KeyRing
+from tigerbot_serve.scale.aliases import with_folders
 
 OWN_STOP_S = 10.0  # a Ray of our own ends with its endpoint: answers under way have this long
 
@@ -55,8 +57,20 @@ class Endpoint:
         found = _recall(self.version.spec.name)
         return found is not None and found.owner != self._owner
 
+    def ask_replicas(self, method: str, *args: Any) -> list[Any]:
+        """What a method of every replica returns; nothing while one of them is leaving."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(DEPLOYMENT, self.version.spec.name)
+        try:
+            return handle.broadcast(method, *args).results(timeout_s=5.0)
+        except Exception:  # whatever a replica that dies under the question raises
+            return []
+
     def update(self, spec: ServeSpec) -> str:
         """Put another version in its place, in flight; returns a line that says what became of it.
+
+        The same spec is another version where an alias it names, or a folder's content, has changed.
 
         Raises:
             InputError, ModelError: it cannot be served; what was there serves on.
@@ -122,6 +136,7 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
 
 def version_to_serve(spec: ServeSpec, keys: KeyRing, port: int = 0) -> Version:
     check_door(spec, keys)
+    spec = with_folders(spec)
     check_members(spec)
     spec = resolved(spec, port)
     return Version(spec, keys, version_of(spec, keys))

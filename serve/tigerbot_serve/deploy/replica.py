@@ -75,4 +75,11 @@ def replica_class(version: Version) -> Any:
         async def about(self) -> dict[str, Any]:
             return {"version": version.id}
 
+        async def canary(self) -> dict[str, Any] | None:
+            engine = self.app.state.engine
+            return engine.report() if version.spec.canary is not None else None
+
+        async def take_back_canary(self, why: str) -> None:
+            self.app.state.engine.take_back(why)
+
     return Replica

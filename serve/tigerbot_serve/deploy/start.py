@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+from tigerbot.errors import ModelError
+from tigerbot.spec import ServeSpec
 from tigerbot_serve.deploy.edge import Answered
 from tigerbot_serve.deploy.replica import Version
+from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.gateway.app import create_app
+from tigerbot_serve.scale.canary import Caller, TwoEngines
 from tigerbot_serve.scale.warm import warm
 
 
 def started_app(version: Version) -> Any:
-    """The ASGI application of a replica whose engine runs and is warm."""
-    engine = build_engine(version.spec)
+    """The ASGI application of a replica whose engine runs and is warm.
+
+    Raises:
+        ModelError: the models are not there, or do not belong together.
+    """
+    spec = version.spec
+    engine: Any = _warm_engine(spec)
+    if spec.canary is not None:
+        canary = spec.canary
+        other = _warm_engine(spec.model_copy(update={"members": canary.members, "heads": canary.heads}))
+        if other.members.hashes["tokenizer_hash"] != engine.members.hashes["tokenizer_hash"]:
+            raise ModelError("has another tokenizer", where="canary.members", fix="serve it under another name")
+        engine = TwoEngines(engine, other, canary)
+    app = create_app(engine, spec, version.keys)
+    app.add_middleware(Answered)
+    if spec.canary is not None:
+        app.add_middleware(Caller)
+    return app
+
+
+def _warm_engine(spec: ServeSpec) -> Engine:
+    engine = build_engine(spec)
     engine.start()
     warm(engine)
-    app = create_app(engine, version.spec, version.keys)
-    app.add_middleware(Answered)
-    return app
+    return engine

@@ -28,6 +28,7 @@ from tigerbot_serve.gateway.errors import ApiError, broken
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, parse
 from tigerbot_serve.gateway.sse import EventStream
+from tigerbot_serve.scale.canary import name_caller
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class _Gateway:
     async def _answer(self, request: HttpRequest, kind: type[Sampling], prefix: str) -> Any:
         self._check_key(request)
         body, ignored = parse(kind, await read_object(request, self._spec.http.max_body_bytes))
+        name_caller(body.user)
         wanted = requests_of(body, self._engine, self._spec)
         shape = Shape(
             id=f"{prefix}-{secrets.token_hex(12)}",
