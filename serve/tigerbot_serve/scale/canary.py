@@ -59,6 +59,7 @@ class TwoEngines:
 
     def __init__(self, rest: Any, canary: Any, spec: CanarySpec) -> None:
         self.rest, self.canary, self._spec = rest, canary, spec
+        self.tokenizer = rest.tokenizer
         self.max_length = min(rest.max_length, canary.max_length)
         self.tallies = {"rest": Tally(), "canary": Tally()}
         self.taken_back: str | None = None
@@ -66,6 +67,11 @@ class TwoEngines:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rest, name)
+
+    @property
+    def alive(self) -> bool:
+        """Of the rest's engine: a dead canary is taken back, which is no reason to replace the replica."""
+        return self.rest.alive
 
     def submit(self, request: Request, loop: Any) -> Any:
         if not self.taken_back and not self.canary.alive:

@@ -50,7 +50,7 @@ def test_an_alias_is_the_folder_it_points_at(registry: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", ["models:/tiger", "models:/other@factual", "models:/tiger/3"])
 def test_a_name_that_is_no_alias_of_ours_is_one_line(name: str) -> None:
-    with pytest.raises(InputError, match="members.factual: got"):
+    with pytest.raises(InputError, match=r"members.factual: got"):
         with_folders(serve_spec(name))
 
 

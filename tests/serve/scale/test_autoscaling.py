@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import cloudpickle
 from ray.serve.config import AutoscalingConfig
 
 from tigerbot.errors import SpecError
@@ -60,7 +60,7 @@ def test_the_policy_crosses_to_the_controller_and_costs_it_nothing() -> None:
     options = autoscaling(serve_spec({"replicas": [1, 64], "target_tokens_per_replica": 500}).scale)
     config = options["autoscaling_config"]
     assert isinstance(config, AutoscalingConfig)
-    policy = cloudpickle.loads(cloudpickle.dumps(config.policy)).get_policy()(**config.policy.policy_kwargs)
+    policy = pickle.loads(pickle.dumps(config.policy)).get_policy()(**config.policy.policy_kwargs)
     busy = context(*([100.0] * 6 for _ in range(64)))
 
     began = time.process_time()
