@@ -24,6 +24,8 @@ NAMES = (
     "islands",
     "sweep_best",
     "ensemble_decode",
+    "scale_up",
+    "rollout",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",

@@ -7,11 +7,12 @@ again: 503 with `retry-after`, in OpenAI's shape. What a replica answered passes
 from __future__ import annotations
 
 import json
+import secrets
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ANSWERED = b"x-tiger"  # stands in every answer of a replica
+ANSWERED = b"x-tiger-replica"  # stands in every answer of a replica
 _LOST = {
     "error": {
         "message": "the replica that worked on this went away; ask again",
@@ -61,15 +62,16 @@ class Lost:
 
 
 class Answered:
-    """In a replica: marks its answers."""
+    """In a replica: marks its answers with a name of its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._name = secrets.token_hex(4).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (ANSWERED, b"1")]
+                message["headers"] = [*message.get("headers", []), (ANSWERED, self._name)]
             await send(message)
 
         await self._app(scope, receive, marked)
