@@ -65,11 +65,13 @@ def _wait(version: Version) -> None:
     handle = serve.get_deployment_handle(DEPLOYMENT, name)
     while True:
         application = serve.status().applications.get(name)
-        status = str(application.status) if application else "NOT_STARTED"
+        status = application.status.value if application else "NOT_STARTED"
         deployment = application.deployments.get(DEPLOYMENT) if application else None
         states = {str(state): count for state, count in deployment.replica_states.items()} if deployment else {}
-        if status.endswith("DEPLOY_FAILED"):
+        if status == "DEPLOY_FAILED":
             raise _failure(name, [application.message, deployment.message if deployment else ""])  # type: ignore[union-attr]
+        if status == "RUNNING":  # all of it, and the old replicas have gone
+            return
         settled = not (states.get("STARTING") or states.get("UPDATING"))
         enough = states.get("RUNNING", 0) >= max(1, scale.bounds[0])
         if settled and enough and _versions(handle, states["RUNNING"]) == {version.id}:
