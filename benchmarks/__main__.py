@@ -28,6 +28,8 @@ NAMES = (
     "skipping",
     "dial_quality",
     "gateway",
+    "scale_up",
+    "rollout",
     "sweep_rate",
     "sweep_kills",
     "heavy_start",

@@ -119,6 +119,13 @@ def _see_off(processes: list[psutil.Process], patience_s: float = _LEAVE_S) -> N
             left.kill()
 
 
+def ray_is_given() -> bool:
+    """Whether `connect` would find a Ray that is there already."""
+    import ray
+
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _keep_handler(on_sigterm: Any) -> None:
     """Ray puts its own SIGTERM handler in place, which leaves at once: ours unwinds first."""
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):

@@ -189,9 +189,14 @@ def serving(host: str) -> Iterator[Finding]:
     high = os.environ.get("RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT", "31000")
     yield Finding(
         "warn",
-        f"serving on {host} opens port 8000, and behind HAProxy every replica listens on all interfaces ({low}-{high})",
+        f"serving on {host} opens port 8000, and behind HAProxy, on all interfaces, every replica ({low}-{high}), Serve's "
+        f"own proxy (8500), HAProxy's statistics ({_haproxy('STATS', 8404)}) and metrics ({_haproxy('METRICS', 9101)})",
         "close these ports to the outside in your firewall, and set API keys",
     )
+
+
+def _haproxy(page: str, port: int) -> str:
+    return os.environ.get(f"RAY_SERVE_HAPROXY_{page}_PORT", str(port))
 
 
 def _serving_host(spec: Path | None) -> str:

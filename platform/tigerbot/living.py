@@ -71,9 +71,10 @@ def stop_run(run: Living, deadline_s: float = STOP_DEADLINE_S) -> None:
 
 
 def _at(run: Living) -> str:
-    address = read_json(run.folder / ENDPOINT, {}).get("url")
-    if address:
-        return f"{address} {_health(address)}"
+    endpoint = read_json(run.folder / ENDPOINT, {})
+    if "url" in endpoint:
+        note = f", {endpoint['note']}" if endpoint.get("note") else ""
+        return f"{endpoint['url']} {_health(endpoint['url'])}{note}"
     row = _last_row(run.folder / "metrics.jsonl")
     if row:
         numbers = {"tokens": ",.0f", "loss": ".3f", "tokens_per_second": ",.0f"}

@@ -7,7 +7,7 @@ beside it, as a tag of the registered model: written before the alias moves, so 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,17 @@ def resolve_alias(uri: str, alias: str) -> Path:
     Raises:
         TrackingError: no model has this alias.
     """
+    return resolve_aliases(uri, [alias])[alias]
+
+
+def resolve_aliases(uri: str, aliases: Iterable[str]) -> dict[str, Path]:
+    """The folders of the models that aliases point at, asked in one go.
+
+    Raises:
+        TrackingError: no model has one of them.
+    """
     with mlflow_client(uri) as api:
-        return Path(_at_alias(api, uri, alias).tags[FOLDER])
+        return {alias: Path(_at_alias(api, uri, alias).tags[FOLDER]) for alias in aliases}
 
 
 def register(api: Any, run_id: str, folder: str, alias: str, at: int, tags: Mapping[str, str] | None = None) -> str:

@@ -70,6 +70,14 @@ class Run:
         with contextlib.suppress(OSError):
             write_json(self.folder / "state.json", about)
 
+    def become(self, spec: Spec) -> None:
+        """Be a run of this spec from now on: an endpoint that was updated."""
+        self.spec = spec
+        self.hash = self.identity = spec_hash(spec)
+        write_json(self.folder / "spec.json", {"hash": self.hash, "spec": spec.model_dump(mode="json")})
+        state = self.state | {"hash": self.hash}
+        write_json(self.folder / "state.json", state)
+
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
@@ -96,6 +104,8 @@ def open_run(spec: Spec, *, replace: bool = False, extend: bool = False) -> Run:
     lock = _made_and_held(folder)
     identity, dumped = spec_hash(spec), spec.model_dump(mode="json")
     kept = read_json(folder / "spec.json", None)
+    if spec.kind == "serve" and not replace:
+        kept = None  # an endpoint has nothing to go on with: it is what its spec says today
     if kept is not None and kept["hash"] != identity and not replace:
         more = _wants_more(spec_changes(kept["spec"], dumped))
         if not (extend and more):

@@ -24,15 +24,23 @@ def serve(
     spec: SpecFile,
     overrides: Overrides = None,
 ) -> None:
-    """Serve an ensemble until Ctrl-C. Example: tiger serve serve/ensemble.yaml --set http.port=8001"""
+    """Serve an ensemble until Ctrl-C, or update the one of its name in flight. Example: tiger serve serve/ensemble.yaml --set http.port=8001"""
     from tigerbot.errors import SpecError
     from tigerbot.runner import run_spec
-    from tigerbot.spec import load_spec
+    from tigerbot.runs import holder, local_root
+    from tigerbot.spec import ServeSpec, load_spec
 
     loaded = load_spec(spec, overrides or [])
-    if loaded.kind != "serve":
+    if not isinstance(loaded, ServeSpec):
         raise SpecError(f"kind: got {loaded.kind}, wants serve", where=str(spec), fix=f"use `tiger run {spec}`")
-    run_spec(loaded, replace=False)
+    folder = local_root(loaded) / loaded.name
+    if holder(folder) is None:
+        run_spec(loaded)
+        return
+    from tigerbot_serve.deploy.handover import hand_over
+
+    print(f"{loaded.name} is served already: updating it", flush=True)
+    print(hand_over(loaded, folder, 3 * loaded.scale.start_timeout_s))
 
 
 def chat(

@@ -1,10 +1,14 @@
 """The cluster files: valid for KubeRay's v1 API (the fields we use, checked against its CRDs of KubeRay 1.x)."""
 
+import importlib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+
+from tigerbot.spec import ServeSpec, load_spec
+from tigerbot_serve.deploy.ingress import throughput
 
 INFRA = Path(__file__).parents[2] / "infra"
 
@@ -106,3 +110,17 @@ def test_the_serve_config_of_the_service_names_our_application() -> None:
     config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
 
     assert config["applications"][0]["import_path"] == "tigerbot_serve.deploy:application"
+    module, _, name = config["applications"][0]["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_haproxy_of_the_service_outlives_the_longest_answer_of_the_cluster_spec() -> None:
+    spec = load_spec(INFRA.parent / "serve" / "cluster.yaml")
+    assert isinstance(spec, ServeSpec)
+    text = (INFRA / "rayservice.yaml").read_text()
+
+    wanted = throughput(spec.http.request_timeout_s, cores=8)
+
+    for name, value in wanted.items():
+        if not name.endswith("DRAINING_PERIOD_S"):
+            assert f'{{name: {name}, value: "{value}"}}' in text

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +43,46 @@ def spec_of(world: Any, storage: Path, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
+FIRST = {"authorization": "Bearer first"}
+QUESTION = {"model": "tiger", "messages": [{"role": "user", "content": "fox"}]}
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    process: subprocess.Popen
+    raw: dict[str, Any]
+    storage: Path
+
+    def tiger_serve(self, raw: dict[str, Any]) -> subprocess.CompletedProcess:
+        """A second `tiger serve` of the name."""
+        path = self.storage / "second.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        return subprocess.run([*TIGER, "serve", str(path)], capture_output=True, text=True, timeout=400)
+
+
+class Asking:
+    """One short question after another in a thread, and the statuses they got."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._statuses, self._ended = url, [], threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def stop(self) -> list[int]:
+        self._ended.set()
+        self._thread.join()
+        return self._statuses
+
+    def _ask(self) -> None:
+        body = QUESTION | {"max_tokens": 2, "verify": False}
+        while not self._ended.wait(0.05):
+            answer = httpx.post(f"{self._url}/v1/chat/completions", json=body, headers=FIRST, timeout=120)
+            self._statuses.append(answer.status_code)
+
+
 @pytest.fixture(scope="module")
-def served(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen]]:
+def served(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     storage = tmp_path_factory.mktemp("serve")
     raw = spec_of(world, storage)
     path = storage / "ensemble.yaml"
@@ -48,7 +90,7 @@ def served(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     environment = os.environ | {"TIGER_API_KEYS": "first,second"}
     process = subprocess.Popen([*TIGER, "serve", str(path)], env=environment)
     url = f"http://127.0.0.1:{raw['http']['port']}"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 280
     while True:
         assert process.poll() is None and time.monotonic() < until
         try:
@@ -56,13 +98,13 @@ def served(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
                 break
         except httpx.HTTPError:
             time.sleep(0.2)
-    yield url, process
+    yield Served(url, process, raw, storage)
     if process.poll() is None:
         process.kill()
 
 
-def test_the_deployed_endpoint_streams_checks_keys_and_frees_slots(served: tuple[str, subprocess.Popen]) -> None:
-    url, _ = served
+def test_the_deployed_endpoint_streams_checks_keys_and_frees_slots(served: Served) -> None:
+    url = served.url
     api = openai.OpenAI(base_url=f"{url}/v1", api_key="second", max_retries=0, timeout=60)
     asked: Any = {"model": "tiger", "messages": [{"role": "user", "content": "狐狸 fox"}], "max_tokens": 20, "seed": 1}
 
@@ -94,8 +136,8 @@ def _metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics", headers={"authorization": "Bearer first"}).text
 
 
-def test_the_terminal_client_answers_in_both_languages(served: tuple[str, subprocess.Popen]) -> None:
-    url, _ = served
+def test_the_terminal_client_answers_in_both_languages(served: Served) -> None:
+    url = served.url
     for text in ("The fox", "狐狸在河边"):
         command = [*TIGER, "chat", "--url", url, "--creativity", "0.8", text]
         done = subprocess.run(
@@ -106,8 +148,75 @@ def test_the_terminal_client_answers_in_both_languages(served: tuple[str, subpro
     assert refused.returncode == 1 and "HTTP 401" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c_leaves_nothing_running(served: tuple[str, subprocess.Popen]) -> None:
-    url, process = served
+def test_a_second_serve_of_the_name_updates_it_while_answers_run(served: Served) -> None:
+    long = {"max_tokens": 600, "temperature": 2.0, "stream": True} | QUESTION
+    spec = served.raw | {"engine": {"slots": 3, "max_length": 900}}
+
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=long, headers=FIRST, timeout=300) as under_way:
+        pieces = under_way.iter_lines()
+        next(pieces)
+        asking = Asking(served.url)
+        done = served.tiger_serve(spec)
+        rest = list(pieces)
+    statuses = asking.stop()
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"version [0-9a-f]{12} in", done.stdout)
+    assert rest[-2:] == ["data: [DONE]", ""]
+    assert statuses and set(statuses) == {200}
+    assert "tiger_slots 3" in _metrics(served.url)
+    again = served.tiger_serve(spec)
+    assert again.returncode == 0 and "nothing differs" in again.stdout
+
+
+def test_an_update_that_cannot_be_served_leaves_the_old_one(
+    served: Served, heads: Any, world: Any, tmp_path: Path
+) -> None:
+    before = _metrics(served.url)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(world.creative_full, damaged)
+    os.truncate(damaged / "model.safetensors", 5000)
+
+    broken = served.tiger_serve(served.raw | {"members": {"creative": str(damaged)}})
+    foreign = served.tiger_serve(served.raw | {"heads": str(heads(creative_hash="0" * 16))})
+    moved = served.tiger_serve(served.raw | {"http": {"port": free_port()}})
+
+    assert broken.returncode == 2 and "is damaged" in broken.stderr
+    assert foreign.returncode == 2 and "heads of another model" in foreign.stderr
+    assert "the old version serves on" in foreign.stderr and len(foreign.stderr.strip().splitlines()) == 1
+    assert moved.returncode == 2 and "http.port" in moved.stderr
+    assert _metrics(served.url).splitlines()[0] == before.splitlines()[0]
+
+
+@pytest.mark.soak
+def test_replicas_that_do_not_start_are_taken_back(served: Served, world: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(world.creative_full, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+    asking = Asking(served.url)
+
+    done = served.tiger_serve(served.raw | {"members": {"creative": str(broken)}})
+
+    assert done.returncode == 2 and "the old version serves on" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert set(asking.stop()) == {200}
+    assert served.tiger_serve(served.raw | {"scale": {"threads": 1}}).returncode == 0
+
+
+def test_status_shows_the_endpoint_and_its_replicas(served: Served) -> None:
+    until = time.monotonic() + 60
+    while True:
+        shown = subprocess.run([*TIGER, "status", "--in", str(served.storage)], capture_output=True, text=True).stdout
+        if "1 replicas" in shown:
+            break
+        assert time.monotonic() < until, shown
+
+    assert served.url in shown and "answers" in shown
+
+
+def test_ctrl_c_leaves_nothing_running(served: Served) -> None:
+    url, process = served.url, served.process
     children = psutil.Process(process.pid).children(recursive=True)
 
     process.send_signal(signal.SIGINT)

@@ -14,6 +14,7 @@ from tigerbot.spec.model import Lora, ModelSource
 from tigerbot.spec.parts import Job
 from tigerbot.spec.plugins import PluginSpec
 from tigerbot.spec.serve import (
+    CanarySpec,
     DialSpec,
     EngineSpec,
     GateSpec,
@@ -38,6 +39,7 @@ from tigerbot.spec.train import DataSource, Islands, Scale, TrainLoop, TrainSpec
 __all__ = [
     "KINDS",
     "BuySpec",
+    "CanarySpec",
     "CorpusSource",
     "CorpusSpec",
     "DataSource",

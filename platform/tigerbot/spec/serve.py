@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tigerbot.spec.access import AccessSpec
 from tigerbot.spec.parts import Count, Job, Part, Real, Unit
 from tigerbot.spec.plugins import PluginSpec
+from tigerbot.spec.scale import ServeScale
 
 
 class DialSpec(Part):
@@ -48,6 +49,27 @@ class MembersSpec(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     # float32 keeps the dial's ends within 1e-5 of the single models; auto is float32 on CPU. int8 is for CPUs: the
     # layers' weights by output channel, activations by row; heads are refitted for it (`dtype` of their spec).
+    devices: tuple[str, str] | None = None  # of two full models, the creative one's first
+
+    @model_validator(mode="after")
+    def _two_to_place(self) -> MembersSpec:
+        if self.devices is not None and (self.factual is None or self.base is not None):
+            raise ValueError("devices wants two full models: members.creative and members.factual, and no base")
+        return self
+
+
+class CanarySpec(Part):
+    """Other members for a share of the callers, beside the rest in every replica, taken back when they do worse.
+
+    A caller stays on one side: the side is a hash of who asks. Nothing is judged before `min_answers` on each side.
+    """
+
+    members: MembersSpec
+    heads: str | None = None
+    percent: Annotated[Real, Field(gt=0, le=50)] = 10.0
+    salt: str = ""
+    min_answers: Count = 200
+    slower: Annotated[Real, Field(ge=1)] = 1.25  # than the others' p99, times this, an answer is called slow
 
 
 class HttpSpec(Part):
@@ -72,13 +94,6 @@ class EmbeddingSpec(Part):
 
     max_inputs: Count = 256
     max_tokens: Count = 32_768
-
-
-class ServeScale(Part):
-    replicas: Count = 1
-    cpus_per_replica: Annotated[Real, Field(gt=0)] = 1.0
-    gpus_per_replica: Annotated[Real, Field(ge=0)] = 0.0
-    threads: Count | None = None
 
 
 class GateSpec(Part):
@@ -123,6 +138,8 @@ class ServeSpec(Job):
     model_name: str = "tiger"
     members: MembersSpec
     heads: str | None = None
+    canary: CanarySpec | None = None
+    follow: bool = False  # serve the model an alias is moved to, when it moves
     dial: DialSpec = DialSpec()
     judge: JudgeSpec = JudgeSpec()
     engine: EngineSpec = EngineSpec()

@@ -85,6 +85,22 @@ def load_heads(folder: str | Path, hashes: dict[str, str], width: int, device: s
         ModelError: a file is missing, the format is newer, or they were trained on other models.
     """
     folder = Path(folder)
+    about = check_heads(folder, hashes)
+    tensors = {name: tensor.float().to(device) for name, tensor in load_file(folder / "heads.safetensors").items()}
+    heads = Heads(*(_head(folder, tensors, about, name) for name in NAMES))
+    for name, head, given in (("p_div", heads.p_div, width), ("p_dev", heads.p_dev, width + 1)):
+        if head.width != given:
+            raise ModelError(f"{name} reads {head.width} numbers, the members give {given}", where=str(folder))
+    return heads
+
+
+def check_heads(folder: str | Path, hashes: dict[str, str]) -> dict:
+    """What a heads folder says of itself, if they belong to these models.
+
+    Raises:
+        ModelError: a file is missing, the format is newer, or they were trained on other models.
+    """
+    folder = Path(folder)
     for name in ("heads.json", "heads.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"has no {name}", where=str(folder), fix="name the folder that a heads job wrote")
@@ -110,12 +126,7 @@ def load_heads(folder: str | Path, hashes: dict[str, str], width: int, device: s
             where=str(folder),
             fix="train with layer: -1",
         )
-    tensors = {name: tensor.float().to(device) for name, tensor in load_file(folder / "heads.safetensors").items()}
-    heads = Heads(*(_head(folder, tensors, about, name) for name in NAMES))
-    for name, head, given in (("p_div", heads.p_div, width), ("p_dev", heads.p_dev, width + 1)):
-        if head.width != given:
-            raise ModelError(f"{name} reads {head.width} numbers, the members give {given}", where=str(folder))
-    return heads
+    return about
 
 
 def _head(folder: Path, tensors: dict[str, Tensor], about: dict, name: str) -> Head:

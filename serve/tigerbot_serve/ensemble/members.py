@@ -107,6 +107,7 @@ class Members:
         self._outputs = {
             side: output for stack in stacks for side, output in zip(stack.sides, stack.outputs, strict=True)
         }
+        self._devices = {side: stack.decoder.device for stack in stacks for side in stack.sides}
         self.shares_output = len(self._outputs) == 2 and self._outputs[CREATIVE] is self._outputs[FACTUAL]
         configs = [stack.decoder.config for stack in stacks]
         self.width: int = configs[0].hidden_size
@@ -146,12 +147,12 @@ class Members:
             out_RTd = self._forward(stack, cache, mine, counts)
             for side, part_RTd in enumerate(out_RTd.split(counts)):
                 if counts[side]:
-                    hidden[side] = part_RTd
+                    hidden[side] = part_RTd.to(self.device)
         return hidden[0], hidden[1]
 
     def logits(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Unnormalised natural log-probabilities (R, V), float32."""
-        return self._outputs[side](hidden_Rd).float()
+        return self._outputs[side](hidden_Rd.to(self._devices[side])).float().to(self.device)
 
     def read_base(self, caches: Caches, feed: Feed) -> Tensor:
         """Final normed hidden states (R, T, d) of the experts' base without its adapters.
@@ -191,6 +192,11 @@ def _rows(cache: KVCache, feeds: Sequence[Feed]) -> list[int] | None:
     return rows
 
 
+def quantisation(dtype: str) -> str:
+    """What heads were trained on, beside the weights: states of int8 weights are others."""
+    return "int8" if dtype == "int8" else "none"
+
+
 def load_members(spec: MembersSpec, device: str = "cpu") -> Members:
     """Load what the spec names.
 
@@ -212,14 +218,14 @@ def load_members(spec: MembersSpec, device: str = "cpu") -> Members:
         )
     hashes = {f"{role}_hash": model_hash(folder) for role, folder in folders.items()}
     hashes["tokenizer_hash"] = tokenizers["creative"]
-    hashes["quantisation"] = "int8" if spec.dtype == "int8" else "none"
+    hashes["quantisation"] = quantisation(spec.dtype)
     bases = [_base(folder, spec.base) for folder in folders.values()]
     shared = bases[0]
     if len(bases) == 2 and shared and bases[1] and model_hash(shared) == model_hash(bases[1]):
         stacks = [_paired(shared, folders["creative"], folders["factual"], spec.dtype, device)]
     else:
         stacks = [
-            _alone(folder, base, side, spec.dtype, device)
+            _alone(folder, base, side, spec.dtype, spec.devices[side] if spec.devices else device)
             for side, (folder, base) in enumerate(zip(folders.values(), bases, strict=True))
         ]
     return Members(stacks, load_tokenizer(folders["creative"]), hashes)

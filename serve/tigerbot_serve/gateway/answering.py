@@ -35,6 +35,7 @@ from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, pa
 from tigerbot_serve.gateway.sse import EventStream
 from tigerbot_serve.gateway.visit import Visit
 from tigerbot_serve.gateway.work import Settled, Work
+from tigerbot_serve.scale.canary import name_caller
 
 
 class Answering:
@@ -106,6 +107,7 @@ class Answering:
         self, visit: Visit, raw: dict[str, Any], kind: type[Sampling], prefix: str, disconnected: Callable[[], Any]
     ) -> ASGIApp:
         body, ignored = parse(kind, raw)
+        name_caller(body.user)
         assert visit.key is not None
         wanted = await wanted_of(body, self._engine, self._spec, self._grammars, visit.key.id)
         work = await self._reserved(visit, body, wanted.requests)

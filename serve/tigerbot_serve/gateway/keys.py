@@ -77,6 +77,11 @@ class KeyRing:
         # With a file of no (live) keys nobody is let in: an emptied file does not open the door.
         return bool(self._keys) or self._file is not None
 
+    @property
+    def identity(self) -> str:
+        """What tells one ring from another: its keys of the environment, and where its file is."""
+        return " ".join([*sorted(key.digest.hex() for key in self._fixed.values()), str(self._file or "")])
+
     def __repr__(self) -> str:
         return f"KeyRing({len(self._keys)} keys)"
 

@@ -1,0 +1,1 @@
+"""How an endpoint follows its load."""

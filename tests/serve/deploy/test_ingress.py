@@ -1,0 +1,82 @@
+"""What Ray's processes are told before they start, and what Serve's own errors become at the proxy."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from tigerbot.ports import free_port
+from tigerbot.spec import ServeSpec, parse_spec
+from tigerbot_serve.deploy.edge import Answered, Lost
+from tigerbot_serve.deploy.ingress import applied, environment, throughput
+
+
+def serve_spec(**http: Any) -> ServeSpec:
+    spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}, "http": http})
+    assert isinstance(spec, ServeSpec)
+    return spec
+
+
+def test_this_machine_alone_is_served_by_the_plain_proxy() -> None:
+    flags = environment(serve_spec(host="127.0.0.1"))
+
+    assert flags["RAY_SERVE_ENABLE_HA_PROXY"] == "0" and "RAY_SERVE_THROUGHPUT_OPTIMIZED" not in flags
+
+
+def test_a_network_is_served_by_haproxy_whose_workers_outlive_the_longest_answer() -> None:
+    flags = environment(serve_spec(host="0.0.0.0", port=free_port(), request_timeout_s=200))
+
+    assert flags["RAY_SERVE_ENABLE_HA_PROXY"] == flags["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    assert int(flags["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > 200
+    assert int(flags["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) > 200
+    assert throughput(10, cores=2)["RAY_SERVE_HAPROXY_NBTHREAD"] == "1"
+    assert throughput(10, cores=64)["RAY_SERVE_HAPROXY_NBTHREAD"] == "2"
+
+
+def test_haproxys_admin_socket_is_out_of_others_reach() -> None:
+    socket = environment(serve_spec(host="0.0.0.0", port=free_port()))["RAY_SERVE_HAPROXY_SOCKET_PATH"]
+
+    folder = os.path.dirname(socket)
+
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    os.rmdir(folder)
+
+
+def test_flags_that_a_person_set_stand_and_ours_go_with_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIGER_TEST_GIVEN", "theirs")
+
+    with applied({"TIGER_TEST_GIVEN": "ours", "TIGER_TEST_NEW": "ours"}):
+        assert (os.environ["TIGER_TEST_GIVEN"], os.environ["TIGER_TEST_NEW"]) == ("theirs", "ours")
+
+    assert os.environ["TIGER_TEST_GIVEN"] == "theirs" and "TIGER_TEST_NEW" not in os.environ
+
+
+def answering(status: int, *, by_replica: bool) -> TestClient:
+    async def answer(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("Traceback: secret", status, headers={"x-request-id": "abc"})
+
+    app: Any = Starlette(routes=[Route("/", answer)])
+    return TestClient(Lost(Answered(app) if by_replica else app))
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_error_that_no_replica_made_is_one_that_clients_retry(status: int) -> None:
+    answer = answering(status, by_replica=False).get("/")
+
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "replica_lost" and "secret" not in answer.text
+    assert answer.headers["x-request-id"] == "abc"
+
+
+@pytest.mark.parametrize("status", [200, 404, 500, 503])
+def test_what_a_replica_answered_passes_untouched(status: int) -> None:
+    answer = answering(status, by_replica=True).get("/")
+
+    assert answer.status_code == status and answer.text == "Traceback: secret"
