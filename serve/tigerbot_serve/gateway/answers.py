@@ -32,6 +32,9 @@ class Shape:
     def whole(self, answers: Sequence[tuple[Sequence[TokenEvent], FinishEvent]]) -> dict[str, Any]:
         """A response that is not a stream, one choice an answer."""
         choices = [self._choice(index, tokens, end) for index, (tokens, end) in enumerate(answers)]
+        if len(answers) > 1:
+            for choice, (_, end) in zip(choices, answers, strict=True):
+                choice["ensemble"] = self.ensemble(end.summary)
         first = answers[0][1].summary
         return self._envelope("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": usage([end.usage for _, end in answers]),
@@ -42,9 +45,9 @@ class Shape:
         """The first chunk of a stream: it says that the request was accepted."""
         return self._chunk(index, {"role": "assistant", "content": ""} if self.chat else "", None)
 
-    def beat(self, phase: str | None = None) -> dict[str, Any]:
+    def beat(self, phase: str | None = None, index: int = 0) -> dict[str, Any]:
         """A chunk with an empty delta: it keeps the connection alive, and names the phase of a held answer."""
-        chunk = self._chunk(0, {} if self.chat else "", None)
+        chunk = self._chunk(index, {} if self.chat else "", None)
         return chunk | {"ensemble": {"phase": phase}} if phase else chunk
 
     def piece(self, index: int, tokens: Sequence[TokenEvent]) -> dict[str, Any]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import logging
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,12 +22,13 @@ from tigerbot_serve.gateway.body import read_object
 from tigerbot_serve.gateway.decode import ClientGone, Decoder, requests_of, submit_all, whole_answers
 from tigerbot_serve.gateway.errors import ApiError, broken
 from tigerbot_serve.gateway.keys import KeyRing
+from tigerbot_serve.gateway.live import add_live
+from tigerbot_serve.gateway.pages import add_pages
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, parse
 from tigerbot_serve.gateway.sse import EventStream
 
 log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parent / "static" / "index.html"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,10 +48,11 @@ def create_app(engine: Decoder, spec: ServeSpec, keys: KeyRing) -> Starlette:
             Route("/v1/models/{name}", gateway.model),
             Route("/healthz", gateway.health),
             Route("/metrics", gateway.metrics),
-            Route("/", gateway.page),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientGone: _gone, Exception: _bug},
     )
+    add_pages(app, spec.model_name)
+    add_live(app, engine, gateway._check_key)
     app.add_middleware(_Edge, hosts=LOOPBACK if spec.http.host in LOOPBACK else ())
     app.state.engine = engine
     return app
@@ -63,13 +61,6 @@ def create_app(engine: Decoder, spec: ServeSpec, keys: KeyRing) -> Starlette:
 class _Gateway:
     def __init__(self, engine: Decoder, spec: ServeSpec, keys: KeyRing) -> None:
         self._engine, self._spec, self._keys = engine, spec, keys
-        name = f'<meta name="model" content="{html.escape(spec.model_name)}">'
-        self._page = PAGE.read_text(encoding="utf-8").replace("<title>", f"{name}\n<title>", 1)
-        self._page_headers = {
-            "content-security-policy": _policy(self._page),
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-        }
         self._began = int(time.time())
 
     async def chat(self, request: HttpRequest) -> Any:
@@ -119,9 +110,6 @@ class _Gateway:
         stats = vars(self._engine.stats())
         return PlainTextResponse("".join(f"tiger_{name} {value}\n" for name, value in stats.items()))
 
-    async def page(self, request: HttpRequest) -> Response:
-        return HTMLResponse(self._page, headers=self._page_headers)
-
     def _check_key(self, request: HttpRequest) -> None:
         self._keys.check(request.headers.get("authorization"))
 
@@ -153,16 +141,6 @@ class _Edge:
             await refusal.response()(scope, receive, tagged)
             return
         await self._app(scope, receive, tagged)
-
-
-def _policy(page: str) -> str:
-    """A content security policy that runs this page's own script and nothing else."""
-    script = page.partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 def _host_of(scope: Scope) -> str:

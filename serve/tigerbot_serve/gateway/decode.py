@@ -45,10 +45,11 @@ class ClientGone(Exception):
 
 
 def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Request]:
-    """The engine requests of a body, one for each of its `n` answers.
+    """The engine requests of a body, one for each of its `n` answers; `compare` asks
+    three: the creative member alone, the factual member alone, and the dial that was set, all with one seed.
 
     Raises:
-        ApiError: 404 another model, 400 the prompt does not fit.
+        ApiError: 404 another model, 400 the prompt does not fit, or `compare` with `n`.
     """
     if body.model != spec.model_name:
         message = f"model {body.model!r} is not served here; {spec.model_name!r} is"
@@ -63,23 +64,29 @@ def requests_of(body: Sampling, engine: Decoder, spec: ServeSpec) -> list[Reques
             code="context_length_exceeded",
         )
     seed = secrets.randbits(62) if body.seed is None else body.seed
+    dial = spec.dial.default if body.creativity is None else body.creativity
+    if body.compare and (body.n or 1) > 1:
+        raise ApiError(400, "compare gives three answers: n wants to be 1", param="n", code="invalid_value")
+    answers = (
+        [(1.0, seed), (0.0, seed), (dial, seed)] if body.compare else [(dial, seed + i) for i in range(body.n or 1)]
+    )
     held = isinstance(body, ChatBody) and not body.stream if body.verify is None else body.verify
     rewrites = spec.judge.max_rewrites if body.max_rewrites is None else body.max_rewrites
     return [
         Request(
             prompt_ids=prompt,
             max_tokens=min(body.limit or DEFAULT_TOKENS, room),
-            dial=spec.dial.default if body.creativity is None else body.creativity,
+            dial=dial,
             temperature=body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            seed=seed + index,
+            seed=seed,
             stop=body.stops,
             logprobs=body.wanted_logprobs,
             verify=held,
             max_rewrites=rewrites if held else 0,
             want_tokens=bool(body.ensemble_tokens),
         )
-        for index in range(body.n or 1)
+        for dial, seed in answers
     ]
 
 

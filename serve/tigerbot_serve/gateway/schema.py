@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`.
+"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`, `compare`.
 
 Fields that this server does not know are ignored and named, since SDKs add new ones every month; a known field of a
 wrong type or range is refused with its name.
@@ -56,6 +56,7 @@ class Sampling(_Body):
     verify: bool | None = None
     max_rewrites: Annotated[int, Field(ge=0, le=2)] | None = None
     ensemble_tokens: bool | None = None
+    compare: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

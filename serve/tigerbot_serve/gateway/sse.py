@@ -67,7 +67,7 @@ class EventStream:
                 if event is None:
                     yield self._shape.beat()
                 elif isinstance(event, PhaseEvent):
-                    yield self._shape.beat(event.phase)
+                    yield self._shape.beat(event.phase, index)
                 elif isinstance(event, TokenEvent):
                     if event.text or self._shape.tokens or self._shape.logprobs:
                         yield self._shape.piece(index, [event])
