@@ -33,7 +33,8 @@ function joined(tokens) {
   };
 }
 
-// A leaf for render(): the words that a piece of the text lies in, each cut to that piece.
+// A leaf for render(): the words that a piece of the text lies in, each cut to that piece. Spaces around a word stay
+// outside of it, so that a colour never hangs over the end of a line.
 export function heatLeaf(groups) {
   const starts = [];
   let length = 0;
@@ -45,7 +46,10 @@ export function heatLeaf(groups) {
     const nodes = [];
     for (let at = firstAt(starts, from); at < groups.length && starts[at] < to; at += 1) {
       const text = groups[at].text.slice(Math.max(0, from - starts[at]), to - starts[at]);
-      if (text) nodes.push(tokenNode(groups[at], text, at));
+      const [, before, word, after] = /^(\s*)([^]*?)(\s*)$/.exec(text);
+      if (before) nodes.push(document.createTextNode(before));
+      if (word) nodes.push(tokenNode(groups[at], word));
+      if (after) nodes.push(document.createTextNode(after));
     }
     return nodes;
   };
@@ -64,21 +68,26 @@ function firstAt(starts, place) {
 
 const values = new WeakMap();
 
-export function tokenNode(group, text = group.text, at = 0) {
+function tokenNode(group, text) {
   const node = element("span", "token", text);
-  node.tabIndex = at === 0 ? 0 : -1;
-  node.dataset.at = at;
+  node.tabIndex = -1;
   values.set(node, group);
   if (typeof group.p_dev === "number") node.style.setProperty("--dev", group.p_dev);
   if (typeof group.p_div === "number") node.style.setProperty("--div", group.p_div);
   return node;
 }
 
+// One stop of the Tab key for all words of a text: the first one.
+export function openToKeys(text) {
+  const first = text.querySelector(".token");
+  if (first) first.tabIndex = 0;
+}
+
 // The run of words around the one that most likely leaves the facts; null where none is above `least`.
 export function doubtfulSpan(groups, least = 0.3) {
   const risk = groups.map((group) => group.p_dev ?? 0);
   const top = Math.max(0, ...risk);
-  if (top < least) return null;
+  if (top < least || !groups[risk.indexOf(top)].text.trim()) return null;
   const edge = Math.max(least, top / 2);
   let from = risk.indexOf(top);
   let to = from + 1;

@@ -83,7 +83,7 @@ function take(turn, chunk) {
   const low = scrollY + innerHeight > document.body.scrollHeight - 80;
   turn.take(chunk);
   const phase = chunk.ensemble?.phase;
-  if (phase) say(turn.main.status.textContent && turn.main.status.querySelector("[aria-current]")?.textContent);
+  if (phase) say(turn.main.status.querySelector("[aria-current]")?.textContent);
   if (low) requestAnimationFrame(() => scrollTo({ top: document.body.scrollHeight }));
 }
 

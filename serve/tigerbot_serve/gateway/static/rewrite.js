@@ -2,7 +2,7 @@
 // and the evidence where the server gives them.
 
 import { diff } from "./diff.js";
-import { doubtfulSpan, heatLeaf, mergeTokens } from "./heat.js";
+import { doubtfulSpan, heatLeaf, mergeTokens, openToKeys } from "./heat.js";
 import { element, percent, worded } from "./strings.js";
 
 // A button that opens the explanation and goes to the words in question; null where there is nothing to explain.
@@ -19,13 +19,12 @@ export function whyOf(ensemble, text) {
   button.setAttribute("aria-expanded", "false");
   panel.hidden = true;
   if (rewritten) panel.append(worded("h3", "", "changes"), changes(ensemble.draft, text));
-  else if (span) panel.append(marked(groups, span));
+  if (span) panel.append(worded("h3", "", rewritten ? "draft_doubt" : "doubt"), marked(groups, span));
   panel.append(...reasons(ensemble.reasons, span), ...evidence(ensemble.evidence));
-  if (rewritten && span) panel.insertBefore(marked(groups, span), panel.querySelector("h3.reasons"));
   button.addEventListener("click", () => {
     panel.hidden = !panel.hidden;
     button.setAttribute("aria-expanded", String(!panel.hidden));
-    if (!panel.hidden) panel.querySelector(".flagged, h3, p")?.focus();
+    if (!panel.hidden) panel.querySelector(".flagged")?.focus();
   });
   root.append(button, panel);
   return root;
@@ -48,13 +47,15 @@ function changes(before, after) {
 // The draft (or the answer) with the doubtful words marked; the mark can take the focus.
 function marked(groups, span) {
   const leaf = heatLeaf(groups);
-  const lengths = groups.map((group) => group.text.length);
-  const place = (at) => lengths.slice(0, at).reduce((sum, one) => sum + one, 0);
+  const textOf = (from, to) => groups.slice(from, to).map((group) => group.text).join("");
+  const begin = textOf(0, span.from).length + textOf(span.from, span.to).search(/\S/);
+  const end = begin + span.text.length;
   const mark = element("mark", "flagged");
   mark.tabIndex = -1;
-  mark.append(...leaf(place(span.from), place(span.to)));
-  const line = element("p", "text heated");
-  line.append(...leaf(0, place(span.from)), mark, ...leaf(place(span.to), place(groups.length)));
+  mark.append(...leaf(begin, end));
+  const line = element("p", "text");
+  line.append(...leaf(0, begin), mark, ...leaf(end, textOf(0).length));
+  openToKeys(line);
   return line;
 }
 

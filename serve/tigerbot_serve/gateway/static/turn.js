@@ -1,6 +1,6 @@
 // One exchange on the page: the question, and one answer, or three side by side. Chunks go in, the view follows.
 
-import { heatLeaf, mergeTokens } from "./heat.js";
+import { heatLeaf, mergeTokens, openToKeys } from "./heat.js";
 import { plain, render } from "./markdown.js";
 import { whyOf } from "./rewrite.js";
 import { element, known, percent, t, worded } from "./strings.js";
@@ -102,6 +102,7 @@ class Answer {
       const groups = mergeTokens(this.tokens);
       const told = groups.map((group) => group.text).join("");
       this.body.replaceChildren(render(this.text, told === this.text ? heatLeaf(groups) : plain(this.text)));
+      openToKeys(this.body);
     });
   }
 
