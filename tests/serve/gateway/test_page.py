@@ -65,7 +65,7 @@ def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(
         second = ask(page, "狐狸在做什么？")
     assert sent.value.post_data_json["compare"] is True
     assert second.locator("h2").all_text_contents() == ["Creative alone", "Factual alone", "Ensemble"]
-    assert second.locator("header small").all_text_contents() == ["1.00", "0.00", "0.50"]
+    assert second.locator("header small").all_text_contents() == ["dial 1.00", "dial 0.00", "dial 0.50"]
     assert all(second.locator(".text").all_text_contents())
     assert page.problems == []
 

@@ -109,7 +109,14 @@ def test_bytes_of_a_character_are_one_word_of_the_map(opened) -> None:
 
 
 def test_a_rewrite_shows_its_changes_reasons_and_evidence_on_demand(opened) -> None:
-    draft = [token("He lives"), token(" in"), token(" Mill", p_dev=0.8), token(" Street", p_dev=0.6), token(".")]
+    draft = [
+        token("He lives"),
+        token(" in"),
+        token(" Mi", p_dev=0.8),
+        token("ll", p_dev=0.2),
+        token(" Street", p_dev=0.6),
+        token("."),
+    ]
     evidence = [
         {"title": "Register", "url": "https://example.org/a?b=1", "text": "Harbour Street"},
         {"title": "Bad", "url": "javascript:alert(1)"},
@@ -141,6 +148,7 @@ def test_a_difference_goes_by_words_and_in_chinese_by_characters(opened) -> None
 
     assert opened.evaluate(compare, ["the old mill", "the new mill"]) == ["=the ", "-old", "+new", "= mill"]
     assert opened.evaluate(compare, ["住在北大街", "住在松树街"]) == ["=住在", "-北大", "+松树", "=街"]
+    assert opened.evaluate(compare, ["1973年。", "1913年。"]) == ["-1973", "+1913", "=年。"]
     assert opened.evaluate(compare, ["", "new"]) == ["+new"]
     assert opened.evaluate(compare, ["same", "same"]) == ["=same"]
     assert (

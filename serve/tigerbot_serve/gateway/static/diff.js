@@ -1,6 +1,7 @@
 // What changed between two texts, by words; Chinese and Japanese by characters. Longest common subsequence, exact.
 
-const PIECE = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]|[\p{L}\p{N}\p{M}_'’-]+|\s+|[^]/gu;
+const ALONE = "\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}"; // scripts without spaces between words
+const PIECE = new RegExp(`[${ALONE}]|(?:(?![${ALONE}])[\\p{L}\\p{N}\\p{M}_'’-])+|\\s+|[^]`, "gu");
 const MOST = 4_000_000; // cells of the table; longer texts are shown as replaced
 
 export function diff(before, after) {

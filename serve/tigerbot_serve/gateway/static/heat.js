@@ -83,7 +83,7 @@ export function openToKeys(text) {
   if (first) first.tabIndex = 0;
 }
 
-// The run of words around the one that most likely leaves the facts; null where none is above `least`.
+// The run of words around the one that most likely leaves the facts, never half a word; null where none is above `least`.
 export function doubtfulSpan(groups, least = 0.3) {
   const risk = groups.map((group) => group.p_dev ?? 0);
   const top = Math.max(0, ...risk);
@@ -91,9 +91,15 @@ export function doubtfulSpan(groups, least = 0.3) {
   const edge = Math.max(least, top / 2);
   let from = risk.indexOf(top);
   let to = from + 1;
-  while (from > 0 && risk[from - 1] >= edge) from -= 1;
-  while (to < groups.length && risk[to] >= edge) to += 1;
+  while (from > 0 && (risk[from - 1] >= edge || inWord(groups, from))) from -= 1;
+  while (to < groups.length && (risk[to] >= edge || inWord(groups, to))) to += 1;
   return { from, to, p_dev: top, text: groups.slice(from, to).map((group) => group.text).join("").trim() };
+}
+
+// Whether a word or a number goes on across the border before this group; Chinese has no such borders.
+function inWord(groups, at) {
+  const letter = /(?!\p{Script=Han})[\p{L}\p{N}]/u;
+  return letter.test(groups[at - 1].text.slice(-1)) && letter.test(groups[at].text.slice(0, 1));
 }
 
 export function watchTokens(root, tip) {

@@ -52,7 +52,7 @@ class Answer {
     this.phases = ["accepted", "draft", ...(verify ? ["judge"] : [])];
     this.node = element("section", `answer ${name}`);
     const head = element("header");
-    head.append(worded("h2", "", name), element("small", "", dial.toFixed(2)));
+    head.append(worded("h2", "", name), worded("small", "", "dial_at", { value: dial.toFixed(2) }));
     this.body = element("div", "text");
     this.body.setAttribute("role", "group");
     this.body.dataset.label = "words";
