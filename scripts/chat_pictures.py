@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -113,9 +116,11 @@ def take(browser: Any, url: str, scene: Scene, out: Path) -> None:
     for ask in scene.asks:
         put(page, ask)
     if scene.live:
-        with page.expect_response("**/v1/live"):
-            pass
-        page.evaluate("new Promise(requestAnimationFrame)")
+        with others(url):
+            for _ in range(5):
+                with page.expect_response("**/v1/live"):
+                    pass
+            page.evaluate("new Promise(requestAnimationFrame)")
     page.set_viewport_size({"width": 1000, "height": page.evaluate(TALL)})
     scene.last(page)
     page.evaluate("scrollTo(0, 0)")
@@ -124,7 +129,26 @@ def take(browser: Any, url: str, scene: Scene, out: Path) -> None:
     picture = Image.open(out).convert("RGB")
     picture.save(out, optimize=True)
     if out.stat().st_size > LIMIT:
-        picture.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(out, optimize=True)
+        picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3).save(out, optimize=True)
+
+
+@contextmanager
+def others(url: str, count: int = 6) -> Iterator[None]:
+    """As if `count` others asked for stories meanwhile: an idle endpoint makes a dull panel."""
+    over = threading.Event()
+
+    def go_on(number: int) -> None:
+        body: dict[str, Any] = {"model": "tiger", "messages": [{"role": "user", "content": STORY}], "creativity": 0.8}
+        while not over.is_set():
+            httpx.post(f"{url}/v1/chat/completions", json=body | {"seed": number}, timeout=60)
+
+    threads = [threading.Thread(target=go_on, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    yield
+    over.set()
+    for thread in threads:
+        thread.join()
 
 
 def put(page: Any, ask: Ask) -> None:

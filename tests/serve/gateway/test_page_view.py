@@ -108,6 +108,20 @@ def test_bytes_of_a_character_are_one_word_of_the_map(opened) -> None:
     assert opened.locator("#tip dd").all_text_contents() == ["狐", "90%", "50%", "50%", "yes"]
 
 
+def test_every_control_has_a_name_for_a_screen_reader_in_both_languages(opened) -> None:
+    nameless = """() => [...document.querySelectorAll('button, input, select, textarea')].filter(node => {
+        const label = node.getAttribute('aria-label') || [...(node.labels || [])].map(one => one.textContent).join('');
+        return !(label + (node.localName === 'button' ? node.textContent : '')).trim();
+    }).map(node => node.id)"""
+    ask(opened, stream([token("x")], verdict="flagged"))
+
+    for language in ("en", "zh-Hans"):
+        assert opened.evaluate("document.documentElement.lang") == language
+        assert opened.evaluate(nameless) == []
+        assert opened.locator("#dial").get_attribute("aria-valuetext").startswith("0.30")
+        opened.click("#language")
+
+
 def test_a_rewrite_shows_its_changes_reasons_and_evidence_on_demand(opened) -> None:
     draft = [
         token("He lives"),

@@ -77,10 +77,9 @@ class Answer {
 
   enter(phase) {
     this.phase = phase;
-    if (!this.phases.includes(phase) && phase !== "sent") {
-      const before = PHASES.indexOf(phase);
-      this.phases = [...this.phases, phase].sort((one, two) => PHASES.indexOf(one) - PHASES.indexOf(two));
-      if (before < 0) this.phases = [...this.phases.filter((one) => one !== phase), phase];
+    if (phase !== "sent" && !this.phases.includes(phase)) {
+      const place = (name) => PHASES.indexOf(name) + 1 || PHASES.length + 1; // one of a newer server comes last
+      this.phases = [...this.phases, phase].sort((one, two) => place(one) - place(two));
     }
     const list = element("ol", "phases");
     const now = this.phases.indexOf(phase);
