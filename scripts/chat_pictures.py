@@ -167,7 +167,6 @@ def put(page: Any, ask: Ask) -> None:
     page.keyboard.press("Enter")
     turn = page.locator(".turn").last
     turn.locator(".answer").last.locator(".badge").wait_for(timeout=60_000)
-    page.evaluate("new Promise(requestAnimationFrame)")
     page.evaluate("document.activeElement.blur()")
     ask.then(turn)
 

@@ -80,6 +80,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that remembers its `problems`: errors of scripts and what the policy refused."""
     context = browser.new_context(viewport={"width": 900, "height": 900}, locale="en-US")
+    context.set_default_timeout(90_000)  # a loaded machine is slow, not broken
     page = context.new_page()
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))

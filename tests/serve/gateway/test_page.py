@@ -30,7 +30,7 @@ def ask(page: Any, text: str) -> Any:
     page.keyboard.type(text)
     page.keyboard.press("Enter")
     turn = page.locator(".turn").last
-    turn.locator(".answer").last.locator(".badge, .error").wait_for(timeout=60_000)
+    turn.locator(".answer").last.locator(".badge, .error").wait_for()
     return turn
 
 
@@ -81,7 +81,7 @@ def test_stopping_closes_the_stream_and_frees_the_slot_at_once(serve_engine, pag
     page.keyboard.press("Shift+Tab")
     page.keyboard.type("The fox")
     page.keyboard.press("Enter")
-    page.locator(".answer .token").first.wait_for(timeout=60_000)
+    page.locator(".answer .token").first.wait_for()
     assert served.engine.stats().slots_used == 1
 
     tab_to(page, "stop")
@@ -118,9 +118,10 @@ def test_the_live_panel_shows_the_replica_and_asks_again(serve_engine, page) -> 
 
     page.locator(".tile").first.wait_for()
     tiles = page.locator(".tile b").all_text_contents()
-    assert tiles[:3] == ["1", "0 / 3", "0"] and tiles[4].endswith("s")
-    with page.expect_response("**/v1/live", timeout=30_000):
+    assert tiles[0] == "1" and tiles[1].endswith(" / 3") and tiles[2] == "0"
+    with page.expect_response("**/v1/live"):
         pass
+    page.wait_for_function("document.querySelectorAll('.tile b')[4].textContent.endsWith('s')")
     page.click("#show-live")
     assert page.locator("#live").is_hidden()
 
@@ -130,7 +131,7 @@ def test_a_key_is_kept_only_when_its_box_is_ticked(serve_engine, page) -> None:
     opened(page, served.url)
     page.fill("#message", "Hello")
     page.keyboard.press("Enter")
-    page.locator(".error").wait_for(timeout=60_000)
+    page.locator(".error").wait_for()
     assert "API key" in page.locator(".error").text_content()
     assert page.evaluate("document.activeElement.id") == "key" and page.input_value("#message") == "Hello"
 
@@ -183,16 +184,16 @@ def test_the_accepted_question_is_seen_before_its_answer(serve_engine, heads, pa
 @pytest.mark.soak
 def test_many_questions_some_of_them_stopped_leave_no_slot_and_no_problem(serve_engine, heads, page) -> None:
     served = serve_engine(heads=str(heads(p_div=0.5, p_dev=3.0)), engine={"max_length": 1000, "slots": 2})
-    opened(page, served.url, limit=200)
+    opened(page, served.url, limit=60)
 
-    for number in range(60):
+    for number in range(30):
         page.locator("#compare").set_checked(number % 4 == 0)
         page.fill("#message", f"The fox {number}")
         page.keyboard.press("Enter")
         if number % 3 == 0:
-            page.locator(".turn").last.locator("[aria-current], .badge").first.wait_for(timeout=60_000)
+            page.locator(".turn").last.locator("[aria-current], .badge").first.wait_for()
             page.keyboard.press("Escape")
-        page.locator(".turn").last.locator(".answer").last.locator(".badge, .error").wait_for(timeout=120_000)
+        page.locator(".turn").last.locator(".answer").last.locator(".badge, .error").wait_for()
         page.locator("#send").wait_for()
         page.click("#fresh")
 

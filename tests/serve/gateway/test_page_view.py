@@ -68,7 +68,6 @@ def ask(page: Any, body: str = "", **answer: Any) -> Any:
     page.keyboard.press("Enter")
     turn = page.locator(".turn").last
     turn.locator(".badge, .error").first.wait_for()
-    page.evaluate("new Promise(requestAnimationFrame)")
     return turn
 
 
@@ -180,7 +179,7 @@ def test_a_refusal_over_the_limit_counts_down_and_then_asks_again(opened) -> Non
     assert again.is_disabled()
     opened.unroute(CHAT)
     opened.route(CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=stream([token("Hi.")])))
-    again.click(timeout=20_000)  # waits until it is enabled
+    again.click()  # waits until it is enabled
     opened.locator(".turn").last.locator(".badge").wait_for()
     assert opened.locator(".turn").last.locator(".text").text_content() == "Hi."
 

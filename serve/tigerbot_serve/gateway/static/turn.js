@@ -48,6 +48,7 @@ class Answer {
     this.text = "";
     this.tokens = [];
     this.done = false;
+    this.drawing = null;
     this.began = performance.now();
     this.phases = ["accepted", "draft", ...(verify ? ["judge"] : [])];
     this.node = element("section", `answer ${name}`);
@@ -94,21 +95,22 @@ class Answer {
 
   // At most once a frame: a whole answer arrives in one go, and Markdown is read from its beginning.
   draw() {
-    if (this.drawing) return;
-    this.drawing = true;
-    requestAnimationFrame(() => {
-      this.drawing = false;
-      const groups = mergeTokens(this.tokens);
-      const told = groups.map((group) => group.text).join("");
-      this.body.replaceChildren(render(this.text, told === this.text ? heatLeaf(groups) : plain(this.text)));
-      openToKeys(this.body);
-    });
+    this.drawing ??= requestAnimationFrame(() => this.drawNow());
+  }
+
+  drawNow() {
+    cancelAnimationFrame(this.drawing);
+    this.drawing = null;
+    const groups = mergeTokens(this.tokens);
+    const told = groups.map((group) => group.text).join("");
+    this.body.replaceChildren(render(this.text, told === this.text ? heatLeaf(groups) : plain(this.text)));
+    openToKeys(this.body);
   }
 
   finish(reason, ensemble) {
     if (ensemble.tokens?.length) this.tokens = ensemble.tokens;
-    this.draw();
-    const badge = worded("span", `badge ${ensemble.verdict}`, `verdict_${ensemble.verdict || "unverified"}`);
+    const verdict = known(`verdict_${ensemble.verdict}`) ? ensemble.verdict : "unverified";
+    const badge = worded("span", `badge ${verdict}`, `verdict_${verdict}`);
     const facts = [
       worded("span", "", "weight", { value: percent(ensemble.w_mean) }),
       worded("span", "", "tokens", { count: this.tokens.length }),
@@ -122,6 +124,7 @@ class Answer {
 
   close(...nodes) {
     this.done = true;
+    this.drawNow();
     this.status.replaceChildren(...nodes);
   }
 }
