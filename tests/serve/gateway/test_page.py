@@ -182,9 +182,10 @@ def test_the_accepted_question_is_seen_before_its_answer(serve_engine, heads, pa
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_many_questions_some_of_them_stopped_leave_no_slot_and_no_problem(serve_engine, heads, page) -> None:
     served = serve_engine(heads=str(heads(p_div=0.5, p_dev=3.0)), engine={"max_length": 1000, "slots": 2})
-    opened(page, served.url, limit=60)
+    opened(page, served.url, limit=16)
 
     for number in range(30):
         page.locator("#compare").set_checked(number % 4 == 0)
