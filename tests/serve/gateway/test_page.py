@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import pytest
-
 from tigerbot_serve.gateway.keys import KeyRing
 
 
@@ -179,24 +177,3 @@ def test_the_accepted_question_is_seen_before_its_answer(serve_engine, heads, pa
     order = ["accepted", "drafting", "checking", "rewriting"]
     assert phases == [one for one in order if one in phases] and {"drafting", "rewriting"} <= set(phases)
     assert "Doubtful" in turn.locator(".badge").text_content()
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1200)
-def test_many_questions_some_of_them_stopped_leave_no_slot_and_no_problem(serve_engine, heads, page) -> None:
-    served = serve_engine(heads=str(heads(p_div=0.5, p_dev=3.0)), engine={"max_length": 1000, "slots": 2})
-    opened(page, served.url, limit=16)
-
-    for number in range(30):
-        page.locator("#compare").set_checked(number % 4 == 0)
-        page.fill("#message", f"The fox {number}")
-        page.keyboard.press("Enter")
-        if number % 3 == 0:
-            page.locator(".turn").last.locator("[aria-current], .badge").first.wait_for()
-            page.keyboard.press("Escape")
-        page.locator(".turn").last.locator(".answer").last.locator(".badge, .error").wait_for()
-        page.locator("#send").wait_for()
-        page.click("#fresh")
-
-    served.settle()
-    assert page.problems == []
