@@ -1,6 +1,6 @@
-"""Take a picture of a page for the README: `python scripts/picture.py PAGE OUT.png [--ask QUESTION ...]`.
+"""Take a picture of a page for the README: `python scripts/picture.py PAGE OUT.png`.
 
-PAGE is a file or an address; `--ask` asks a running chat page first. Needs chromium.
+PAGE is a file or an address; the chat page has `chat_pictures.py`. Needs chromium.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page")
     parser.add_argument("out")
-    parser.add_argument("--ask", nargs="*", default=[])
     parser.add_argument("--size", nargs=2, type=int, default=(1100, 1500), metavar=("WIDTH", "HEIGHT"))
     told = parser.parse_args()
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,10 +24,6 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": told.size[0], "height": told.size[1]}, locale="en-US")
         page.goto(address)
-        for text in told.ask:
-            page.fill("#message", text)
-            page.click("#send")
-            page.locator(".turn").first.locator(".verdict").wait_for()
         page.screenshot(path=told.out)
         browser.close()
 

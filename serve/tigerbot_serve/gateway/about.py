@@ -31,11 +31,11 @@ class About:
         self._began = int(time.time())
 
     async def models(self, request: Request) -> Response:
-        self._let_in(request)
+        self.let_in(request)
         return JSONResponse({"object": "list", "data": [self._card()]})
 
     async def model(self, request: Request) -> Response:
-        self._let_in(request)
+        self.let_in(request)
         if request.path_params["name"] != self._spec.model_name:
             raise ApiError(404, "no such model is served here", param="model", code="model_not_found")
         return JSONResponse(self._card())
@@ -46,10 +46,11 @@ class About:
 
     async def metrics(self, request: Request) -> Response:
         if not self._local or any(name in request.headers for name in _FORWARDED):
-            self._let_in(request, "admin")
+            self.let_in(request, "admin")
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    def _let_in(self, request: Request, scope: str | None = None) -> None:
+    def let_in(self, request: Request, scope: str | None = None) -> None:
+        """Raises: ApiError: 401 without a key, 403 without the scope."""
         visit_of(request.scope).key = self._keys.check(request.headers.get("authorization"), scope)
 
     def _card(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Answering:
                 logprobs=body.wanted_logprobs is not None,
                 tokens=bool(body.ensemble_tokens),
                 fingerprint=self._engine.fingerprint,
-                each=body.n or 1,
+                each=body.each,
                 prompts=wanted.prompts,
                 begun=wanted.begun,
                 calls=wanted.calls,
@@ -155,7 +155,7 @@ class Answering:
         key = visit.key
         assert key is not None
         visit.user = self._pseudonym(body.user or key.user)
-        visit.judged, visit.each = wanted[0].verify, body.n or 1
+        visit.judged, visit.each = wanted[0].verify, body.each
         asked = sum(request.max_tokens for request in wanted)
         read = sum(len(request.prompt_ids) for request in wanted)
         return await self._held(visit, Tokens(prompt=read // visit.each, completion=asked), read + asked)

@@ -48,6 +48,9 @@ class Shape:
     def whole(self, answers: Sequence[tuple[Sequence[TokenEvent], FinishEvent]]) -> dict[str, Any]:
         """A response that is not a stream, one choice an answer. An answer's tokens begin with the prompt's, if any."""
         choices = [self._choice(index, tokens, end) for index, (tokens, end) in enumerate(answers)]
+        if len(answers) > 1:
+            for choice, (_, end) in zip(choices, answers, strict=True):
+                choice["ensemble"] = self.ensemble(end.summary)
         first = answers[0][1].summary
         return self._envelope("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": usage([end.usage for _, end in answers], self.each),

@@ -28,8 +28,9 @@ from tigerbot_serve.gateway.errors import ApiError
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.ledger import Ledger
 from tigerbot_serve.gateway.limits import Limiter
+from tigerbot_serve.gateway.live import LIVE, add_live
 from tigerbot_serve.gateway.metrics import Metrics
-from tigerbot_serve.gateway.page import Page
+from tigerbot_serve.gateway.pages import add_pages
 from tigerbot_serve.gateway.traces import traces_of
 from tigerbot_serve.gateway.visit import Visit
 
@@ -59,11 +60,12 @@ def create_app(
     metrics = Metrics(engine.stats, lambda: audit.dropped)
     admission = Admission(engine.stats, budget_of(spec, engine.max_length))
     answering = Answering(engine, spec, keys, limiter, admission, audit.pseudonym)
-    about, page = About(engine, spec, keys, metrics, local=local), Page(spec.model_name)
+    about = About(engine, spec, keys, metrics, local=local)
 
     def told(visit: Visit) -> None:
         metrics.count(visit)
-        audit.write(visit)
+        if visit.route != LIVE:  # an open page asks every two seconds
+            audit.write(visit)
         if traces is not None:
             traces.tell(visit)
 
@@ -81,7 +83,6 @@ def create_app(
         Route("/openapi.json", openapi.serve),
         Route("/healthz", about.health),
         Route("/metrics", about.metrics),
-        Route("/", page.show),
     ]
 
     @asynccontextmanager
@@ -97,7 +98,9 @@ def create_app(
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientGone: _gone},
         lifespan=lifespan,
     )
-    paths = [route.path for route in routes]
+    add_pages(app, spec.model_name)
+    add_live(app, engine, about.let_in)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.add_middleware(Edge, hosts=LOOPBACK if local else (), routes=paths, limiter=limiter, told=told)
     app.state.engine, app.state.close = engine, close
     return app

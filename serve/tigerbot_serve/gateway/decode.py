@@ -105,13 +105,20 @@ def requests_of(
     calls: bool,
     tenant: str = "",
 ) -> list[Request]:
-    """The engine requests of a body, one for each of its `n` answers to each prompt.
+    """The engine requests of a body: one for each of its answers to each prompt, prompt by prompt.
+
+    `compare` asks for three: the creative member, the factual member, and the dial that was set, with one seed.
 
     Raises:
         ApiError: 400 a prompt does not fit.
     """
     rooms = [_room(prompt, body, engine) for prompt in prompts]
     seed = secrets.randbits(62) if body.seed is None else body.seed
+    dial = spec.dial.default if body.creativity is None else body.creativity
+    if body.compare and (body.n or 1) > 1:
+        raise ApiError(400, "compare gives three answers: n wants to be 1", param="n", code="invalid_value")
+    compared = [(1.0, seed), (0.0, seed), (dial, seed)]
+    answers = compared if body.compare else [(dial, seed + index) for index in range(body.each)]
     plugins = _plugins(body, spec)
     held = (isinstance(body, ChatBody) and not body.stream) or bool(plugins) if body.verify is None else body.verify
     rewrites = spec.judge.max_rewrites if body.max_rewrites is None else body.max_rewrites
@@ -121,10 +128,10 @@ def requests_of(
         Request(
             prompt_ids=tuple(prompt),
             max_tokens=min(limit, room),
-            dial=spec.dial.default if body.creativity is None else body.creativity,
+            dial=dial,
             temperature=body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            seed=seed + index,
+            seed=seed,
             stop=body.stops,
             logprobs=body.wanted_logprobs,
             verify=held,
@@ -146,7 +153,7 @@ def requests_of(
             want_evidence=bool(body.evidence),
         )
         for prompt, room in zip(prompts, rooms, strict=True)
-        for index in range(body.n or 1)
+        for dial, seed in answers
     ]
 
 

@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`, `timeline`.
+"""Bodies of the OpenAI requests, with our fields beside theirs: `creativity`, `verify`, `max_rewrites`, `compare`, ...
 
 Fields that this server does not know are ignored and named, since SDKs add new ones every month; a known field of a
 wrong type or range is refused with its name. `top_k`, `min_p` and `repetition_penalty` are named as vLLM names them.
@@ -56,6 +56,12 @@ class Sampling(Body):
     plugins: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=8)] | None = None
     evidence: bool | None = None
     timeline: bool | None = None
+    compare: bool | None = None
+
+    @property
+    def each(self) -> int:
+        """Answers to a prompt."""
+        return 3 if self.compare else self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:

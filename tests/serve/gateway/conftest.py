@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,3 +100,30 @@ def serve_free(tokenizer: Any, serve_app: Callable[[Any], str], tmp_path: Path) 
     for free in begun:
         free.decoder.release()
         free.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium of the module's own: playwright's loop must not outlive it."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that remembers its `problems`: errors of scripts and what the policy refused."""
+    context = browser.new_context(viewport={"width": 900, "height": 900}, locale="en-US")
+    context.set_default_timeout(90_000)  # a loaded machine is slow, not broken
+    page = context.new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda line: page.problems.append(line.text) if line.type == "error" else None)
+    yield page
+    context.close()

@@ -1,100 +1,179 @@
-"""The chat page in a real browser."""
+"""The chat page in a real browser over a real engine, by keyboard alone."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import hashlib
 from typing import Any
 
-import pytest
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+from tigerbot_serve.gateway.keys import KeyRing
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+def tab_to(page: Any, name: str) -> None:
+    """Press Tab until the element of this id has the focus."""
+    for _ in range(40):
+        if page.evaluate("document.activeElement.id") == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"#{name} is not reached by the keyboard")
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    page = browser.new_page(viewport={"width": 900, "height": 900}, locale="en-US")
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda line: page.problems.append(line.text) if line.type == "error" else None)
-    yield page
-    page.close()
+def opened(page: Any, url: str, limit: int = 12) -> None:
+    page.goto(url)
+    page.locator("body.ready").wait_for()
+    page.evaluate("limit => { document.getElementById('limit').value = limit; }", limit)
 
 
 def ask(page: Any, text: str) -> Any:
-    page.fill("#message", text)
-    page.click("#send")
-    turn = page.locator(".turn").first
-    turn.locator(".verdict").wait_for(timeout=20_000)
+    tab_to(page, "message")
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+    turn = page.locator(".turn").last
+    turn.locator(".answer").last.locator(".badge, .error").wait_for()
     return turn
 
 
-def test_both_languages_are_asked_and_every_token_shows_its_two_probabilities(serve_engine, heads, page) -> None:
-    served = serve_engine(heads=str(heads(p_div=0.5, p_dev=-2.0)))
-    page.goto(served.url)
+def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(serve_engine, heads, page) -> None:
+    opened(page, serve_engine(heads=str(heads(p_div=0.5, p_dev=-2.0)), engine={"max_length": 512}).url)
 
-    for text in ("What does the fox do?", "狐狸在做什么？"):
-        turn = ask(page, text)
-        assert turn.locator(".asked").text_content() == text
-        assert turn.locator(".token").count() > 3
-        assert turn.locator(".token i.p_div").count() == turn.locator(".token i.p_dev").count() > 3
-        assert "judged: ok" in turn.locator(".verdict").text_content()
-    page.click("#language")
-    assert page.locator("h1").text_content().startswith("Tiger：")
+    tab_to(page, "dial")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        first = ask(page, "What does the fox do?")
+    assert sent.value.post_data_json["creativity"] == 0.5 and page.locator("#shown").text_content() == "0.50"
+    assert "nothing doubtful" in first.locator(".badge").text_content()
+    assert first.locator(".token").count() > 3
+
+    tab_to(page, "heat")
+    page.keyboard.press("Space")
+    assert page.locator("#legend").is_hidden() and not page.evaluate("document.body.classList.contains('dev')")
+    page.keyboard.press("Space")
+    tab_to(page, "layer-div")
+    page.keyboard.press("Space")
+    assert page.evaluate("[...document.body.classList].sort()") == ["dev", "heat", "ready"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.token')[1]")
+    tip = page.locator("#tip")
+    tip.wait_for()
+    assert [text.rstrip("0123456789%") for text in tip.locator("dd").all_text_contents()][1:] == ["", "", ""]
+
+    tab_to(page, "compare")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+Tab")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        second = ask(page, "狐狸在做什么？")
+    assert sent.value.post_data_json["compare"] is True
+    assert second.locator("h2").all_text_contents() == ["Creative alone", "Factual alone", "Ensemble"]
+    assert second.locator("header small").all_text_contents() == ["dial 1.00", "dial 0.00", "dial 0.50"]
+    assert all(second.locator(".text").all_text_contents())
     assert page.problems == []
 
 
-def test_the_dial_is_sent_with_the_question(serve_engine, page) -> None:
-    page.goto(serve_engine().url)
-    page.locator("#dial").fill("0.85")
+def test_stopping_closes_the_stream_and_frees_the_slot_at_once(serve_engine, page) -> None:
+    served = serve_engine(engine={"max_length": 1000, "slots": 1})
+    opened(page, served.url, limit=900)
+    tab_to(page, "verify")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.type("The fox")
+    page.keyboard.press("Enter")
+    page.locator(".answer .token").first.wait_for()
+    assert served.engine.stats().slots_used == 1
+
+    tab_to(page, "stop")
+    page.keyboard.press("Enter")
+
+    page.locator(".badge", has_text="Stopped").wait_for()
+    served.settle()
+    assert served.engine.stats().tokens_decoded < 900
+    assert page.locator("#send").is_visible() and page.evaluate("document.activeElement.id") == "message"
+
+
+def test_the_next_question_carries_the_conversation_and_the_system_message(serve_engine, page) -> None:
+    opened(page, serve_engine(engine={"max_length": 512}).url)
+    page.click("#show-settings")
+    page.fill("#system", "Be short.")
+    answer = ask(page, "One").locator(".text").text_content()
 
     with page.expect_request("**/v1/chat/completions") as sent:
-        ask(page, "Hello")
+        ask(page, "Two")
 
-    assert sent.value.post_data_json["creativity"] == 0.85
-    assert page.locator("#shown").text_content() == "0.85"
+    told = [(row["role"], row["content"]) for row in sent.value.post_data_json["messages"]]
+    assert told[0] == ("system", "Be short.") and told[1] == ("user", "One") and told[3] == ("user", "Two")
+    assert told[2][0] == "assistant" and told[2][1].split() == answer.split()
+    page.click("#fresh")
+    assert page.locator(".turn").count() == 0 and page.locator("#intro").is_visible()
 
 
-def test_a_rewrite_stands_beside_its_draft(serve_engine, heads, page) -> None:
-    # The second reading of the rewrite cannot be better than the draft's, so any margin below zero keeps it.
-    served = serve_engine(heads=str(heads(p_dev=0.1, hidden=4)), judge={"threshold": 0.0, "margin": 0.0})
-    page.goto(served.url)
-    page.locator("#dial").fill("0.6")
+def test_the_live_panel_shows_the_replica_and_asks_again(serve_engine, page) -> None:
+    opened(page, serve_engine(engine={"slots": 3}).url)
+    ask(page, "The fox")
+
+    tab_to(page, "show-live")
+    page.keyboard.press("Enter")
+
+    page.locator(".tile").first.wait_for()
+    tiles = page.locator(".tile b").all_text_contents()
+    assert tiles[0] == "1" and tiles[1].endswith(" / 3") and tiles[2] == "0"
+    with page.expect_response("**/v1/live"):
+        pass
+    page.wait_for_function("document.querySelectorAll('.tile b')[4].textContent.endsWith('s')")
+    page.click("#show-live")
+    assert page.locator("#live").is_hidden()
+
+
+def test_a_key_is_kept_only_when_its_box_is_ticked(serve_engine, page) -> None:
+    served = serve_engine(keys=KeyRing((hashlib.sha256(b"secret").digest(),)))
+    opened(page, served.url)
+    page.fill("#message", "Hello")
+    page.keyboard.press("Enter")
+    page.locator(".error").wait_for()
+    assert "API key" in page.locator(".error").text_content()
+    assert page.evaluate("document.activeElement.id") == "key" and page.input_value("#message") == "Hello"
+
+    page.keyboard.type("secret")
+    ask(page, "")
+    assert page.evaluate("localStorage.getItem('tiger.key')") is None
+    page.check("#remember")
+    opened(page, served.url)
+    assert page.input_value("#key") == "secret"
+    page.click("#show-settings")
+    page.uncheck("#remember")
+    assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").find("secret") < 0
+
+
+def test_phone_and_dark_mode_hold_the_whole_page(serve_engine, page) -> None:
+    opened(page, serve_engine().url)
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark")
+    page.click("#language")
+    page.check("#compare")
+
+    ask(page, "The fox sings at night")
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    assert page.evaluate("document.documentElement.lang") == "zh-Hans"
+    page.reload()
+    page.locator("body.ready").wait_for()
+    assert page.locator("#send").text_content() == "提问"  # the language is kept
+
+
+def test_the_accepted_question_is_seen_before_its_answer(serve_engine, heads, page) -> None:
+    opened(page, serve_engine(heads=str(heads(p_dev=3.0))).url)
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+             const now = document.querySelector('.phases [aria-current]');
+             if (now && seen.at(-1) !== now.textContent) seen.push(now.textContent);
+           }).observe(document.getElementById('turns'), {subtree: true, childList: true}); }"""
+    )
 
     turn = ask(page, "The fox sings")
 
-    verdict = turn.locator(".verdict").get_attribute("class")
-    assert turn.locator(".draft").count() == (1 if "rewritten" in verdict else 0)
-    assert "verdict" in verdict
-
-
-def test_what_a_model_writes_stays_text(serve_engine, page) -> None:
-    page.goto(serve_engine().url)
-    hostile = {"text": "<img src=x onerror=alert(1)><script>alert(2)</script>", "p_div": 0.5, "p_dev": 0.5, "w": 0.5}
-
-    page.evaluate("token => document.getElementById('turns').append(tokenNode(token))", hostile)
-
-    assert page.locator("#turns img, #turns script").count() == 0
-    assert "<img src=x" in page.locator("#turns").text_content()
-
-
-def test_a_refused_key_is_said_on_the_page(serve_engine, page) -> None:
-    from tigerbot_serve.gateway.keys import KeyRing
-
-    page.goto(serve_engine(keys=KeyRing((b"0" * 32,))).url)
-    page.fill("#message", "Hello")
-    page.click("#send")
-
-    page.locator(".error").wait_for(timeout=10_000)
-    assert "API key" in page.locator(".error").text_content()
+    phases = page.evaluate("seen")
+    order = ["accepted", "drafting", "checking", "rewriting"]
+    assert phases == [one for one in order if one in phases] and {"drafting", "rewriting"} <= set(phases)
+    assert "Doubtful" in turn.locator(".badge").text_content()
