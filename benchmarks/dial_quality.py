@@ -204,7 +204,7 @@ def _rows(report: dict[str, Any], size: Size) -> list[Row]:
 
 
 def _dial(demo: Path) -> DialSpec:
-    """The dial that `tiger run serve/fit_dial.yaml` fitted, where its result was put into `dial.json`; else the default."""
+    """The dial that `tiger run jobs/fit_dial.yaml` fitted, where its result was put into `dial.json`; else the default."""
     fitted = demo / "dial.json"
     return DialSpec(**json.loads(fitted.read_text(encoding="utf-8"))) if fitted.is_file() else DialSpec()
 

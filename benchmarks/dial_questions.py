@@ -1,4 +1,4 @@
-"""Validation questions and prompts of the closed world for `serve/fit_dial.yaml`, none of which `dial_quality` asks.
+"""Validation questions and prompts of the closed world for `jobs/fit_dial.yaml`, none of which `dial_quality` asks.
 
 python -m benchmarks.dial_questions tiger-runs/dial-questions
 """

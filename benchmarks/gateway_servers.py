@@ -37,6 +37,7 @@ class NoCost:
 
     max_length = 4096
     alive = True
+    fingerprint = "fp_of_no_cost"
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as name:

@@ -110,7 +110,7 @@ def replay(
         typer.Option("--step", min=0, help="from the newest checkpoint of at most this step; else the newest"),
     ] = None,
 ) -> None:
-    """Do one step of a run twice on this machine and compare the bits: is its memory sound? Example: tiger replay pretrain --step 4000"""
+    """Do one step of a run twice on this machine and compare the bits. Example: tiger replay pretrain --step 4000"""
     from tigerbot_jobs.train.again import replay_step
 
     found = replay_step(run, folder, step)

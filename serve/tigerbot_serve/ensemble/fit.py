@@ -1,6 +1,6 @@
 """Fit the dial's numbers: a sweep's target that turns the dial over validation questions and reports the front's area.
 
-    tiger run serve/fit_dial.yaml
+    tiger run jobs/fit_dial.yaml
     python -m tigerbot_serve.ensemble.fit tiger-runs/fit-dial   # the best as a `dial:` block to paste
 
 Questions are JSONL of {prompt, accept: [texts], reject: [texts]}: an answer is right that holds one of the first and none
@@ -147,7 +147,7 @@ def main(folder: str) -> None:
         result = json.loads(state.read_text(encoding="utf-8"))["result"]
         print(dial_block(result["params"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError("is no finished sweep", where=folder, fix="tiger run serve/fit_dial.yaml") from None
+        raise InputError("is no finished sweep", where=folder, fix="tiger run jobs/fit_dial.yaml") from None
 
 
 if __name__ == "__main__":

@@ -28,12 +28,17 @@ ANSWERS = (
     shapes.ModelList,
     shapes.Model,
     shapes.Health,
+    shapes.Live,
     shapes.Error,
 )
 ABOUT = {
     "creativity": "The dial: 0 is the factual member alone, 1 the creative member alone.",
     "verify": "Have the answer judged before any of it is shown; left out, only where a chat answer is not streamed.",
     "max_rewrites": "How often a doubtful answer may be written anew.",
+    "compare": "Three answers of one seed: the creative member, the factual member, the dial that is set.",
+    "plugins": "Plug-ins of the server, by name, that may be asked about what the judge doubts.",
+    "evidence": "Give what the judge doubted, what was found about it, and why an answer was changed or not.",
+    "timeline": "Give when the request was admitted, when its first token came, and so on, in milliseconds.",
     "ensemble_tokens": "Give every token's p_div, p_dev and creative weight w.",
     "seed": "The same seed, body and model give the same answer.",
 }
@@ -102,6 +107,7 @@ def _paths() -> dict[str, Any]:
         "/v1/models/{name}": {
             "get": _get("retrieveModel", "One model.", shapes.Model, (401, 404)) | {"parameters": [name]}
         },
+        "/v1/live": {"get": _get("live", "What a replica does now.", shapes.Live, (401,))},
         "/healthz": {
             "get": _get("health", "Whether the engine runs; 503 where it does not.", shapes.Health, ())
             | {"security": []}

@@ -34,10 +34,37 @@ class TokenShown(BaseModel):
     w: float
 
 
+class SpanShown(BaseModel):
+    """Characters `start` to `end` of an answer that the judge doubts, and the highest p_dev in them."""
+
+    start: int
+    end: int
+    text: str
+    p_dev: float
+
+
+class EvidenceShown(BaseModel):
+    """A quotation that a plug-in found: `text` stands at `start` to `end` of its source."""
+
+    plugin: str
+    source: str
+    text: str
+    start: int
+    end: int
+    title: str
+    url: str
+    weight: float
+
+
+class Moment(BaseModel):
+    event: str
+    ms: float
+
+
 class Ensemble(BaseModel):
     """What the ensemble did. In a stream: the phase of a held answer, tokens as they come, and at the end all of it."""
 
-    phase: Literal["draft", "judge", "rewrite"] = "draft"
+    phase: Literal["draft", "judge", "search", "rewrite"] = "draft"
     dial: float = 0.3
     w_mean: float = 0.3
     p_dev_max: float | None = None
@@ -46,6 +73,12 @@ class Ensemble(BaseModel):
     tokens: list[TokenShown] = []
     draft: str = ""
     draft_tokens: list[TokenShown] = []
+    gate_rate: float = 0.0
+    reasons: list[str] = []
+    evidence: list[EvidenceShown] = []
+    flagged: list[SpanShown] = []
+    draft_flagged: list[SpanShown] = []
+    timeline: list[Moment] = []
 
 
 class CompletionTokensDetails(BaseModel):
@@ -182,6 +215,22 @@ class EmbeddingList(BaseModel):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
+
+
+class Live(BaseModel):
+    """One replica: its name, how many of each state there are, its engine and its recent past."""
+
+    replica: str
+    replicas: dict[str, int]
+    slots: int
+    slots_used: int
+    queued: int
+    outstanding_tokens: int
+    tokens_decoded: int
+    tokens_per_s: float | None
+    answers: int
+    p50_s: float | None
+    p99_s: float | None
 
 
 class Model(BaseModel):

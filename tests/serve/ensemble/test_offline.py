@@ -98,6 +98,6 @@ def test_the_best_of_a_sweep_is_a_block_to_paste(tmp_path: Path, capsys) -> None
 
 
 def test_the_shipped_sweep_is_a_sweep_of_the_fit() -> None:
-    spec = load_spec(Path(__file__).parents[3] / "serve" / "fit_dial.yaml")
+    spec = load_spec(Path(__file__).parents[3] / "jobs" / "fit_dial.yaml")
 
     assert spec.target == "tigerbot_serve.ensemble.fit:fit" and set(spec.space) <= set(DialSpec.model_fields)  # type: ignore[union-attr]

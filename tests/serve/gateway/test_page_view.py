@@ -23,7 +23,9 @@ CHAT = "**/v1/chat/completions"
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     """The page without an engine: every question is answered by the test."""
-    engine: Any = SimpleNamespace(alive=True, stats=lambda: EngineStats(1, 0, 0, 0, 0, 0))
+    engine: Any = SimpleNamespace(
+        alive=True, max_length=64, tokenizer=None, stats=lambda: EngineStats(1, 0, 0, 0, 0, 0)
+    )
     spec: Any = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}})
     server = uvicorn.Server(uvicorn.Config(create_app(engine, spec, KeyRing()), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
