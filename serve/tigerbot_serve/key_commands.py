@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of an endpoint, in a key file. Example: tiger keys new --user alice --file keys.yaml")
+keys_app = typer.Typer(
+    no_args_is_help=True,
+    help="API keys of an endpoint, in a key file. Example: tiger keys new --user alice --file keys.yaml",
+)
 
 KeyFileOption = Annotated[Path, typer.Option("--file", metavar="FILE", help="the key file, YAML or .json")]
 
