@@ -70,7 +70,7 @@ class Found:
         return {name: value for name, value in vars(self).items() if name not in ("kills", "seconds") and value}
 
 
-def kill_story(folder: Path, *, kills: int, trials: int, seed: int, sleep_s: float = 0.02) -> Found:
+def kill_story(folder: Path, *, kills: int, trials: int, seed: int, sleep_s: float = 0.15) -> Found:
     """Run a sweep in a folder, kill its driver so often, let it end, and look."""
     spec = _spec(folder, trials, sleep_s)
     chance, journal = random.Random(seed), folder / "kills/trials.jsonl"

@@ -21,6 +21,6 @@ def test_a_sweep_whose_driver_is_killed_twice_loses_and_doubles_nothing(tmp_path
 def test_a_sweep_whose_driver_is_killed_fifty_times_loses_and_doubles_nothing(tmp_path: Path) -> None:
     seed = time.time_ns() % 1_000_000
 
-    found = kill_story(tmp_path, kills=50, trials=300, seed=seed, sleep_s=0.05)
+    found = kill_story(tmp_path, kills=50, trials=300, seed=seed)
 
     assert found.kills > 20 and not found.wrong, f"seed {seed}: {found}"
