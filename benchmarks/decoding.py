@@ -57,6 +57,12 @@ def write_pair(folder: Path, name: str, lora: Lora, *, merged: bool = False) -> 
     return members
 
 
+def write_models(preset: str, folder: Path) -> dict[str, str]:
+    """A base and two LoRA experts on it, as the members of a spec."""
+    write_base(preset, folder)
+    return write_pair(folder, "lora", Lora())
+
+
 def write_heads(folder: Path, members: Mapping[str, str], width: int, hidden: int = 64) -> str:
     """Heads of the usual size with random weights."""
     folder.mkdir()

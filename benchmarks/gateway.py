@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.ensemble_decode import _write_models
+from benchmarks.decoding import write_models
 from benchmarks.gateway_servers import KEY, serve_spec
 from benchmarks.harness import Row
 from tigerbot.ports import free_port
@@ -92,8 +92,7 @@ def _over_http() -> list[Row]:
     for preset in ("tiny", "60m"):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            _write_models(preset, folder)
-            members = {"creative": str(folder / "creative"), "factual": str(folder / "factual")}
+            members = write_models(preset, folder)
             fields = {"members": members, "scale": {"threads": 1}, "engine": {"max_length": 256}}
             (folder / "serve.json").write_text(json.dumps(fields))
             engine = build_engine(serve_spec(**fields))

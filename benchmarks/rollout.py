@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.ensemble_decode import _write_models
+from benchmarks.decoding import write_models
 from benchmarks.harness import Row
 from tigerbot.ports import free_port
 from tigerbot.spec import ServeSpec, parse_spec
@@ -33,7 +33,7 @@ def main(requests: int = REQUESTS, killed_requests: int = KILLED_REQUESTS) -> li
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_models("tiny", folder)
+        write_models("tiny", folder)
         port = free_port()
         endpoint = deploy(_spec(folder, port, replicas=2, slots=8), folder)
         try:
@@ -126,7 +126,7 @@ def _spec(folder: Path, port: int, *, replicas: int, slots: int) -> ServeSpec:
     raw = {
         "kind": "serve",
         "name": "rollout",
-        "members": {"creative": str(folder / "creative")},
+        "members": {"creative": str(folder / "lora-creative")},
         "engine": {"slots": slots, "max_length": 480},
         "http": {"port": port},
         "scale": {"replicas": replicas, "threads": 1},

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.ensemble_decode import _write_models
+from benchmarks.decoding import write_models
 from benchmarks.harness import Row, ratio
 from tigerbot.ports import free_port
 from tigerbot.spec import ServeSpec, parse_spec
@@ -28,7 +28,7 @@ PAIRS, CLIENTS, DEADLINE_S = 5, 6, 240.0
 def main(pairs: int = PAIRS, preset: str = "tiny") -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_models(preset, folder)
+        write_models(preset, folder)
         return [
             ratio(
                 f"load step to the first answer of the second replica, `{preset}`",
@@ -89,7 +89,7 @@ def _served(folder: Path, *, stock: bool) -> Iterator[str]:
     raw = {
         "kind": "serve",
         "name": "scale-up",
-        "members": {"creative": str(folder / "creative")},
+        "members": {"creative": str(folder / "lora-creative")},
         "engine": {"slots": 8, "max_length": 480},
         "http": {"port": free_port()},
         "scale": {"replicas": [1, 2], "threads": 1, "target_tokens_per_replica": 600},
