@@ -82,7 +82,8 @@ class TwoEngines:
 
     def stats(self) -> EngineStats:
         one, other = self.rest.stats(), self.canary.stats()
-        return EngineStats(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(EngineStats)})
+        both = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(EngineStats)}
+        return EngineStats(**both | {"gate_variation": max(one.gate_variation, other.gate_variation)})
 
     def take_back(self, why: str) -> None:
         """Send everybody to the rest's engine from now on."""
