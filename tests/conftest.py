@@ -12,6 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
+
+# A gate wants the same examples every time; everywhere else new ones are drawn.
+settings.register_profile("gate", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("gate")
 
 
 @pytest.fixture
