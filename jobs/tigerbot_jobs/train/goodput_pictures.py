@@ -36,6 +36,7 @@ PHASES = {
     "first step": "#5fb8a3",
 }
 WIDTH, LEFT, RIGHT = 960, 58, 12
+_SHORTEST_S = 1e-6  # of a run that is drawn
 _BINS = 160
 
 
@@ -57,7 +58,7 @@ def whole_bar(seconds: dict[str, float]) -> str:
 def over_time(found: Account) -> str:
     """Shares of each stretch of the run as a stacked bar; incidents above, the number of workers below."""
     line, top, height = found.timeline, 34, 190
-    bins, length = _binned(line), (found.wall_s or 1.0) / _BINS
+    bins, length = _binned(line), max(found.wall_s, _SHORTEST_S) / _BINS
     parts = [f'<svg viewBox="0 0 {WIDTH} {top + height + 72}" role="img" aria-label="categories over time">']
     wide = (WIDTH - LEFT - RIGHT) / _BINS
     for index, shares in enumerate(bins):
@@ -182,7 +183,7 @@ def _branches(points: list[tuple[float, float]]) -> tuple[list[tuple[float, floa
 
 def _binned(line: Timeline) -> list[dict[str, float]]:
     bins: list[dict[str, float]] = [{} for _ in range(_BINS)]
-    length = (line.end or 1.0) / _BINS
+    length = max(line.end, _SHORTEST_S) / _BINS
     for one in line.spans():
         if one.end <= one.start:
             continue
