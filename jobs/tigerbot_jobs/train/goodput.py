@@ -19,6 +19,7 @@ from tigerbot_jobs.train.ledger import Event, Tail
 from tigerbot_jobs.train.replay import Replay, timeline
 from tigerbot_jobs.train.timeline import CATEGORIES, Incident, Life, Span, Timeline, Turn
 
+_MEASURABLE_S = 1e-6  # less has no rate
 _SUSTAINED_TURNS, _SUSTAINED_S = 20, 5.0  # a rate held for less is luck
 
 
@@ -218,7 +219,7 @@ def _best_rate(turns: Sequence[Turn]) -> float:
         if last - first + 1 >= _SUSTAINED_TURNS and seconds >= _SUSTAINED_S:
             best = max(best, tokens / seconds)
     computing = sum(turn.computing_s for turn in turns)
-    return best or (sum(turn.tokens for turn in turns) / computing if computing else 0.0)
+    return best or (sum(turn.tokens for turn in turns) / computing if computing >= _MEASURABLE_S else 0.0)
 
 
 def _card_seconds(line: Timeline) -> float:
