@@ -142,6 +142,10 @@ class Story:
         """Until so many have been ready, standbys among them."""
         self.wait_for(f"{count} workers", lambda: len(self.events("worker_ready")) >= count)
 
+    def wait_for_copies(self, count: int) -> None:
+        """Until the state of so many workers lies on another node too: before, the loss of a node takes it along."""
+        self.wait_for(f"{count} copies", lambda: len(self.events("copied")) >= count)
+
     def generations(self) -> list[Event]:
         return self.events("generation")
 

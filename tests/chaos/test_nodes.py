@@ -69,6 +69,7 @@ def test_a_lost_node_is_replaced_by_the_copy_of_its_state_and_a_new_node_lets_th
 ) -> None:
     with on(machines, corpus, tmp_path) as story:
         story.wait_for_step(10)
+        story.wait_for_copies(2)
         machines.kill_node("node1")
         story.wait_for_generation(2)
         machines.add_node("node1")
@@ -85,6 +86,7 @@ def test_a_raylet_that_is_killed_takes_its_worker_with_it_and_nothing_else(
 ) -> None:
     with on(machines, corpus, tmp_path) as story:
         story.wait_for_step(10)
+        story.wait_for_copies(2)
         machines.kill_node("node2", everything=False)
         story.wait_for_generation(2)
         machines.kill_node("node2")  # what is left of it

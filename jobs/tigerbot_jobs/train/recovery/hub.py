@@ -206,6 +206,8 @@ class Hub:
                 self._member_out(peer, message)
             case say.Say():
                 self._faults.said(worker, message)
+            case say.Copied():
+                self._books.log("copied", node=hello.node, file=message.file, peer=message.peer, step=message.step)
             case say.Noticed() if hello.role == "worker":
                 self._faults.worker_goes(hello, message)
             case say.Noticed():

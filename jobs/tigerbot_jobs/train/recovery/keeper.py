@@ -143,8 +143,11 @@ class Keeper:
 
     def _mirror(self) -> None:
         sent: dict[str, int] = {}
+        before = ""
         while not self._end.wait(_MIRROR_S if self._peer else _NO_PEER_S):
             peer = self._peer
+            if peer != before:  # it has none of them yet
+                sent, before = {}, peer
             if not peer:
                 continue
             for path in self._folder.glob("worker-*"):
@@ -152,12 +155,19 @@ class Keeper:
                     newest = next(iter(_snapshots(path)), None)
                     if newest is None or sent.get(path.name) == newest.step:
                         continue
-                    meta, image = newest.shard().meta, bytes(newest.view)
-                    if newest.unchanged():
-                        names = ("step", "generation", "rank", "world_size", "zero_stage")
-                        about = {name: getattr(meta, name) for name in names}
-                        push_shard(peer, self._token, about | {"name": path.name}, image)
+                    if self._copy(newest, path.name, peer):
+                        if path.name not in sent:
+                            self._link.send(say.Copied(path.name, peer, newest.step))
                         sent[path.name] = newest.step
+
+    def _copy(self, one: Snapshot, name: str, peer: str) -> bool:
+        """Whether the peer has it now: it may be overwritten while it is read."""
+        meta, image = one.shard().meta, bytes(one.view)
+        if not one.unchanged():
+            return False
+        names = ("step", "generation", "rank", "world_size", "zero_stage")
+        push_shard(peer, self._token, {key: getattr(meta, key) for key in names} | {"name": name}, image)
+        return True
 
     # The end of this node.
 

@@ -235,6 +235,15 @@ class Mirror:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """From a keeper: its peer has the first copy of a worker's snapshots, of this step."""
+
+    file: str
+    peer: str
+    step: int
+
+
+@dataclass(frozen=True)
 class Kill:
     """To a keeper: dump this process's stacks, then end it."""
 
@@ -263,5 +272,5 @@ class Back:
 
 Message = (
     Hello | Ready | Form | Meet | Formed | Restored | Pulse | Out | Saved | Say | Noticed | Abort | Pause | Save | Probe | Probed | Stop
-    | Look | Held | Persist | Put | Mirror | Kill | Killed | Take | Back
+    | Look | Held | Persist | Put | Mirror | Copied | Kill | Killed | Take | Back
 )  # fmt: skip

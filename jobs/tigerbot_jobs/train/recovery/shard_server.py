@@ -20,12 +20,17 @@ _FETCH_LIMIT = 64 * 2**30
 
 
 def push_shard(address: str, token: str, about: dict[str, Any], image: bytes) -> None:
-    """Give a copy of a shard to another node's keeper."""
+    """Give a copy of a shard to another node's keeper.
+
+    Raises:
+        OSError: it did not take it.
+    """
     with dial(address, _PUSH_TIMEOUT_S) as peer:
         line = json.dumps({"token": token, "put": about, "size": len(image)}).encode() + b"\n"
         peer.sendall(line)
         peer.sendall(image)
-        peer.recv(1)
+        if not peer.recv(1):
+            raise ConnectionError(f"{address} did not take the copy")
 
 
 def fetch_range(peer: socket.socket, token: str, path: str, begin: int, end: int) -> bytes:
