@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tigerbot.chat import encode_chat
+from tigerbot.chat import Message, encode_chat
 from tigerbot.errors import InputError, ModelError, TigerError
 from tigerbot.spec import ServeSpec, load_spec
 from tigerbot_serve.engine.engine import Engine
@@ -47,8 +47,8 @@ def drafts(engine: Engine, cases: Sequence[Case], dial: float) -> list[Draft]:
     """The engine's first answer to every question, judged and not rewritten."""
 
     async def one(number: int, case: Case) -> Draft:
-        message = [{"role": "user", "content": case.prompt}]
-        ids = encode_chat(engine.tokenizer, message, generation_prompt=True)[0]
+        message: Message = {"role": "user", "content": case.prompt}
+        ids = encode_chat(engine.tokenizer, [message], generation_prompt=True)[0]
         request = Request(tuple(ids), _ANSWER, dial, seed=number, verify=True, max_rewrites=0)
         events = [event async for event in engine.submit(request, asyncio.get_running_loop())]
         tokens = [event for event in events if isinstance(event, TokenEvent)]
