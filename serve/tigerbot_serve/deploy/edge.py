@@ -1,7 +1,8 @@
 """At the proxy: what Serve itself answers when a replica goes away is made an error that clients retry.
 
-Serve's proxy says 500 with a line of text, or of a traceback, or fails itself. Nothing of an answer has left then, so it
-is safe to ask again: 503 with `retry-after`, in OpenAI's shape. What a replica answered passes untouched.
+Serve's proxy then says nothing at all (its server makes that a 500), or 500 with a line of text, or of a traceback.
+Nothing of an answer has left, so it is safe to ask again: 503 with `retry-after`, in OpenAI's shape. What a replica
+answered passes untouched.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Lost:
         except Exception:
             if begun:  # half an answer has left: the broken connection says so
                 raise
-            log.exception("a replica went away before it answered")
+            log.exception("the proxy failed")
+        if not begun:
             await say_so([])
 
 

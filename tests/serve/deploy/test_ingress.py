@@ -82,17 +82,22 @@ def test_what_a_replica_answered_passes_untouched(status: int) -> None:
     assert answer.status_code == status and answer.text == "Traceback: secret"
 
 
-def test_a_proxy_that_fails_before_an_answer_began_is_asked_again_and_after_it_breaks_off() -> None:
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_proxy_that_ends_before_an_answer_began_is_asked_again(raises: bool) -> None:
+    async def ends(scope: Any, receive: Any, send: Any) -> None:
+        if raises:
+            raise RuntimeError("the actor died")
+
+    answer = TestClient(Lost(ends)).get("/")
+
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "replica_lost"
+
+
+def test_half_an_answer_breaks_off() -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/late":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("the actor died")
 
-    client = TestClient(Lost(fails))
-
-    early = client.get("/early")
-
-    assert early.status_code == 503 and early.headers["retry-after"] == "1"
-    assert early.json()["error"]["code"] == "replica_lost"
     with pytest.raises(RuntimeError, match="the actor died"):
-        client.get("/late")
+        TestClient(Lost(fails)).get("/")
