@@ -30,6 +30,8 @@ from tigerbot.registry import register
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 TIGER = [sys.executable, "-m", "tigerbot.cli"]
+KEYS = {"TIGER_API_KEYS": "first"}
+FIRST = {"authorization": "Bearer first"}
 QUESTION = {"model": "tiger", "messages": [{"role": "user", "content": "The fox"}], "verify": False}
 
 
@@ -37,13 +39,13 @@ class Serving:
     """`tiger serve` of a spec in a process of its own."""
 
     def __init__(self, raw: dict[str, Any], folder: Path) -> None:
-        path = folder / f"{raw['name']}.yaml"
+        self.spec = path = folder / f"{raw['name']}.yaml"
         path.write_text(yaml.safe_dump(raw))
         self.url = f"http://127.0.0.1:{raw['http']['port']}"
         self.log = folder / f"{raw['name']}.log"
         self.folder = Path(raw["storage"]["uri"]) / raw["name"]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([*TIGER, "serve", str(path)], stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen([*TIGER, "serve", str(path)], stdout=log, stderr=log, env=os.environ | KEYS)
 
     def until(self, what: str, holds: Callable[[], Any], timeout_s: float = 240) -> Any:
         end = time.monotonic() + timeout_s
@@ -71,7 +73,14 @@ class Serving:
     def ask(self, *, user: str = "", **fields: Any) -> httpx.Response:
         body = QUESTION | {"max_tokens": 4} | fields | ({"user": user} if user else {})
         with httpx.Client(timeout=240) as fresh:
-            return fresh.post(f"{self.url}/v1/chat/completions", json=body)
+            return fresh.post(f"{self.url}/v1/chat/completions", json=body, headers=FIRST)
+
+    def serve_again(self, raw: dict[str, Any]) -> None:
+        """The same name with another spec, from another process."""
+        self.spec.write_text(yaml.safe_dump(raw))
+        command = [*TIGER, "serve", str(self.spec)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | KEYS)
+        assert done.returncode == 0, done.stderr
 
     def replicas(self) -> list[psutil.Process]:
         ours = psutil.Process(self.process.pid).children(recursive=True)
@@ -174,6 +183,29 @@ def test_a_killed_replica_fails_only_what_a_client_asks_again_and_is_replaced(wo
         assert set(found) <= {"200", "retry"}, found
         assert found["retry"] <= 8, "those under way, and those that came before the proxy knew"
         assert one.ask().status_code == 200
+
+
+def test_behind_haproxy_an_update_loses_nothing_and_a_killed_replica_what_is_asked_again(
+    world: Any, tmp_path: Path
+) -> None:
+    network = {"http": {"host": "0.0.0.0", "port": free_port()}, "scale": {"threads": 1, "replicas": 2}}
+    with serving(world, tmp_path, "open", **network) as one:
+        one.until("two replicas", lambda: one.note.startswith("2 "))
+        proxies = [child for child in psutil.process_iter() if "tiger-haproxy" in _words(child)]
+        load = Load(one, clients=4, tokens=40)
+        one.serve_again(yaml.safe_load(one.spec.read_text()) | {"engine": {"slots": 3, "max_length": 900}})
+        updated = load.stop()
+        one.until("two replicas", lambda: one.note.startswith("2 "))
+        load = Load(one, clients=4, tokens=40)
+        one.until("answers", lambda: load.found["200"] >= 4)
+        os.kill(one.replicas()[0].pid, signal.SIGKILL)
+        time.sleep(20)
+        struck = load.stop()
+
+        assert proxies, "no HAProxy runs"
+        assert set(updated) == {"200"} and updated["200"] > 10
+        assert set(struck) <= {"200", "retry"}, struck
+        assert struck["retry"] <= 8
 
 
 def test_a_canary_that_answers_slower_is_taken_back_and_nobody_is_refused(world: Any, tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ _HEADERS: Headers = [
 ]
 
 
+def lost_page() -> bytes:
+    """The same as a whole HTTP/1.1 answer, for a proxy that takes it from a file."""
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in _HEADERS), b"", _BODY]
+    return b"\r\n".join(lines)
+
+
 def middlewares() -> list[Middleware]:
     """Named to Ray Serve in an environment variable, so that every proxy loads it."""
     return [Middleware(Lost)]  # type: ignore[arg-type]
