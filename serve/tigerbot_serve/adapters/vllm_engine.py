@@ -78,8 +78,8 @@ class VllmEngine:
     @property
     def alive(self) -> bool:
         """Whether its thread and vLLM's processes run."""
-        running = self._thread is not None and self._thread.is_alive()
-        return running and self._llm is not None and not self._llm.errored
+        llm = self._llm
+        return self._thread is not None and self._thread.is_alive() and llm is not None and not llm.errored
 
     def start(self) -> None:
         """Load the model; returns when requests are taken.
@@ -194,6 +194,7 @@ class VllmEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             self._llm.shutdown()
+            self._llm = None  # its finaliser wants a whole interpreter
 
     def _begin(self, ticket: Ticket) -> None:
         task = asyncio.get_running_loop().create_task(self._decode(ticket))

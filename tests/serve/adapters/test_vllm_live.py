@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.adapters.vllm_engine import VllmEngine
 from tigerbot_serve.engine.request import Request
+from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.gateway.app import create_app
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.scale.warm import warm
@@ -27,8 +28,8 @@ pytestmark = [
 ASK = [{"role": "user", "content": "The fox sings in the river at night."}]
 
 
-def spec_of(world: Any) -> ServeSpec:
-    engine = {"max_length": 256, "slots": 4, "vllm": {"compiled": False}}
+def spec_of(world: Any, vllm: dict[str, Any] | None = None) -> ServeSpec:
+    engine = {"max_length": 800, "slots": 4, "vllm": vllm}
     raw = {"kind": "serve", "name": "s", "members": {"creative": str(world.creative_full)}, "engine": engine}
     spec = parse_spec(raw | {"scale": {"threads": 1}})
     assert isinstance(spec, ServeSpec)
@@ -37,7 +38,7 @@ def spec_of(world: Any) -> ServeSpec:
 
 @pytest.fixture(scope="module")
 def engine(world) -> Iterator[VllmEngine]:
-    engine = VllmEngine(spec_of(world))
+    engine = VllmEngine(spec_of(world, {"compiled": False}))
     engine.start()
     warm(engine)  # type: ignore[arg-type]
     yield engine
@@ -54,12 +55,14 @@ def chat(api: openai.OpenAI, **fields: Any) -> Any:
     return api.chat.completions.create(**({"model": "tiger", "messages": ASK, "seed": 7, "max_tokens": 24} | fields))
 
 
-def test_greedy_tokens_and_log_probabilities_are_our_own_engines(engine, engine_of, ask, world) -> None:
+def test_greedy_tokens_and_log_probabilities_are_our_own_engines(engine, ask, world) -> None:
     request = Request(prompt_ids=(70, 90, 110), max_tokens=12, dial=1.0, temperature=0.0, logprobs=3, prompt_logprobs=1)
-    ours = engine_of("alone", members={"creative": str(world.creative_full)})
+    ours = build_engine(spec_of(world))
+    ours.start()
 
     (theirs,), (own,) = ask(engine, request), ask(ours, request)
 
+    ours.stop(timeout_s=30)
     assert theirs.ids == own.ids and theirs.text == own.text
     assert [token.logprob for token in theirs.tokens] == pytest.approx(
         [token.logprob for token in own.tokens], abs=1e-3
