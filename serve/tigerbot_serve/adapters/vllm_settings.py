@@ -34,8 +34,9 @@ def engine_args(spec: ServeSpec, config: Any, max_length: int) -> dict[str, Any]
         "seed": 0,
         "max_model_len": max_length,
         "max_num_seqs": engine.slots,
-        "max_num_batched_tokens": engine.slots + engine.prefill_chunk,
-        "enable_chunked_prefill": True,
+        # On a CPU the sampler of 0.32 and 0.33 breaks, and vLLM with it, on the seed of a prompt that is read in parts.
+        "max_num_batched_tokens": engine.slots + (engine.prefill_chunk if gpus else max_length),
+        "enable_chunked_prefill": gpus > 0,
         "enable_prefix_caching": engine.prefix_cache_bytes > 0,
         "kv_cache_memory_bytes": cache_bytes,
         "gpu_memory_utilization": engine.vllm.gpu_memory,

