@@ -120,7 +120,7 @@ class VllmSpec(Part):
 
     kv_cache_bytes: Count | None = None  # auto: on a CPU what the slots need, on a GPU what `gpu_memory` leaves
     gpu_memory: Annotated[Real, Field(gt=0, le=1)] = 0.9  # share of each GPU, for weights, keys and values
-    compiled: bool = True  # torch.compile and CUDA graphs: slower to start, faster to decode
+    compiled: bool = True  # with torch.compile and CUDA graphs; without them it starts sooner
 
 
 class EngineSpec(Part):
