@@ -16,7 +16,8 @@ from tigerbot.storage import Store, open_store
 from tigerbot.tokens import TokenShards
 from tigerbot_jobs.train.checkpoint import read_header
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
-from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.deepspeed_config import deepspeed_config
+from tigerbot_jobs.train.deepspeed_limits import check_limits
 from tigerbot_jobs.train.given import WorkerJob, threads_of
 from tigerbot_jobs.train.goodput_text import LEDGER
 from tigerbot_jobs.train.identity import check_same, fields_of
@@ -31,7 +32,9 @@ def checked(run: Run, spec: TrainSpec) -> WorkerJob:
     """The job of every rank, or the one line that says why it cannot be done."""
     workers = _workers(spec)
     plan = plan_batches(spec, workers)
-    deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=False)
+    on_gpu = spec.scale.gpus_per_worker > 0
+    bf16 = on_gpu and spec.train.precision != "fp32"
+    check_limits(deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=bf16), on_gpu=on_gpu)
     if spec.model.preset:
         preset_config(spec.model.preset, 512)
     elif spec.model.path and not Path(spec.model.path).is_dir():
