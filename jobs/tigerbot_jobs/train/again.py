@@ -34,6 +34,7 @@ from tigerbot_jobs.train.keeping import Progress
 from tigerbot_jobs.train.loop import RankRun
 from tigerbot_jobs.train.metrics import Row
 from tigerbot_jobs.train.prepared import Prepared, make_engine
+from tigerbot_jobs.train.shard import ShardMeta
 from tigerbot_jobs.train.watch.checksums import Replay, replay_matches, replica_digest
 from tigerbot_jobs.train.watch.guard import LossGuard
 
@@ -149,15 +150,15 @@ class _From:
         self._checkpoints, self._key = checkpoints, key
 
     def restore(self, engine: Engine) -> Progress:
-        kept: list[dict[str, Any]] = []
+        kept: list[ShardMeta] = []
 
-        def put(shards: Any, read: Callable[..., Any]) -> None:
+        def put(shards: list[ShardMeta], read: Callable[..., Any]) -> None:
             engine.restore(shards, read)
-            kept.append(shards[0].extra)
+            kept.append(shards[0])
 
         if not self._checkpoints.restore(self._key, put, wanted=engine.shards_read):
             raise CorruptError("its bytes are not what was written", where=self._key, fix="replay from another")
-        return Progress.of(self._checkpoints.header(self._key).step, kept[0])
+        return Progress.of(kept[0].step, kept[0].extra)
 
     def due(self, step: int) -> bool:
         return False

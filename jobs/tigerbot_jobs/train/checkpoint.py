@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tigerbot.errors import CorruptError, IdentityError, StorageError
+from tigerbot.errors import CorruptError, StorageError
 from tigerbot.storage import MANIFEST, Manifest, ManifestFile, MissingError, Store, sha256_file
+from tigerbot_jobs.train.identity import check_same
 from tigerbot_jobs.train.reshard import Read
 from tigerbot_jobs.train.shard import FORMAT_VERSION, Shard, ShardMeta, write_shard
 
@@ -46,18 +47,15 @@ class Header:
     generation: int = 0
     format_version: int = FORMAT_VERSION
     data_hash: str = ""  # of the training shards' manifests; empty: unknown
+    model: dict[str, Any] = field(default_factory=dict)  # see `identity.model_fields`; empty: unknown
 
-    def check(self, where: str, **wanted: str) -> None:
-        """Compare what it is of with a run's `spec_hash`, `tokenizer_hash` and `data_hash`.
+    def check(self, where: str, **wanted: Any) -> None:
+        """Compare what it is of with a run's `spec_hash`, `tokenizer_hash`, `data_hash` and `model`.
 
         Raises:
             IdentityError: some differ; each is named.
         """
-        pairs = [(name, getattr(self, name), value) for name, value in wanted.items()]
-        differ = [f"{name} was {kept}, now it is {value}" for name, kept, value in pairs if kept not in ("", value)]
-        if differ:
-            fix = "resume it as it was, or --replace to begin anew"
-            raise IdentityError("; ".join(differ), where=where, fix=fix)
+        check_same({name: getattr(self, name) for name in wanted}, wanted, where)
 
 
 class Checkpoints:
@@ -101,9 +99,14 @@ class Checkpoints:
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
-    def header(self, key: str) -> Header:
-        """Raises: StorageError: it was written by a newer program."""
-        return read_header(self._store, key)
+    def header(self, key: str) -> Header | None:
+        """Collective. What a checkpoint is of; None where that is damaged: it is set aside, and it was said so.
+
+        Raises:
+            StorageError: it was written by a newer program.
+        """
+        found: list[Header] = []
+        return found[0] if self._all_right(key, lambda: found.append(read_header(self._store, key))) else None
 
     def restore(self, key: str, put: Callable[[list[ShardMeta], Read], None], *, wanted: Any) -> bool:
         """Collective. Hand a checkpoint's shards to `put` (an engine's `restore`) on every rank.
@@ -191,8 +194,17 @@ class _Reading:
 
 
 def read_header(store: Store, key: str) -> Header:
-    """Raises: StorageError: it was written by a newer program."""
-    raw = json.loads(store.get_bytes(f"{key}/{HEADER}"))
+    """What a checkpoint is of.
+
+    Raises:
+        CorruptError: its bytes have changed.
+        StorageError: it was written by a newer program.
+    """
+    data, where = store.get_bytes(f"{key}/{HEADER}"), store.at(f"{key}/{HEADER}")
+    said = {file.path: file.sha256 for file in store.manifest(key).files}
+    if said.get(HEADER) != hashlib.sha256(data).hexdigest():
+        raise CorruptError("differs from its manifest", where=where, fix="use an older checkpoint")
+    raw = json.loads(data)
     if raw["format_version"] != FORMAT_VERSION:
         newer = raw["format_version"] > FORMAT_VERSION
         raise StorageError(

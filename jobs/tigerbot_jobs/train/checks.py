@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from tigerbot.errors import DataError, InputError, ModelError
+from tigerbot.errors import CorruptError, DataError, InputError, ModelError
 from tigerbot.models import model_hash, preset_config, tokenizer_hash
-from tigerbot.runs import Run
+from tigerbot.runs import Run, read_json, write_json
 from tigerbot.spec import TrainSpec
 from tigerbot.storage import Store, open_store
 from tigerbot.tokens import TokenShards
+from tigerbot_jobs.train.checkpoint import read_header
 from tigerbot_jobs.train.data import check_tokenizer, plan_batches, prepared
-from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.deepspeed_config import deepspeed_config
+from tigerbot_jobs.train.deepspeed_limits import check_limits
 from tigerbot_jobs.train.given import WorkerJob, threads_of
+from tigerbot_jobs.train.goodput_text import LEDGER
+from tigerbot_jobs.train.identity import check_same, fields_of
+from tigerbot_jobs.train.ledger import read_events
 from tigerbot_jobs.train.model import tokenizer_folder
 
+_KNOWN = "identity.json"
 _CROWD = 8  # workers to a core: on a laptop a few may share one, a fleet may not
 
 
@@ -25,7 +32,9 @@ def checked(run: Run, spec: TrainSpec) -> WorkerJob:
     """The job of every rank, or the one line that says why it cannot be done."""
     workers = _workers(spec)
     plan = plan_batches(spec, workers)
-    deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=False)
+    on_gpu = spec.scale.gpus_per_worker > 0
+    bf16 = on_gpu and spec.train.precision != "fp32"
+    check_limits(deepspeed_config(spec.train, spec.deepspeed, plan, parameters=1, bf16=bf16), on_gpu=on_gpu)
     if spec.model.preset:
         preset_config(spec.model.preset, 512)
     elif spec.model.path and not Path(spec.model.path).is_dir():
@@ -54,7 +63,28 @@ def checked(run: Run, spec: TrainSpec) -> WorkerJob:
         model_hash(spec.model.path)
     check_writable(open_store(_absolute_storage(spec).uri), spec.name)
     local = spec.model_copy(update={"model": _absolute(spec), "storage": _absolute_storage(spec)})
-    return WorkerJob(local, run.hash, str(run.folder.absolute()), train, validation, threads_of(spec, workers))
+    job = WorkerJob(local, run.hash, str(run.folder.absolute()), train, validation, threads_of(spec, workers))
+    check_goes_on(job, wanted)
+    return job
+
+
+def check_goes_on(job: WorkerJob, tokenizer: str) -> None:
+    """What is kept of this run is of this model, tokenizer and data, in storage and, by the run's folder, in memory.
+
+    Raises:
+        IdentityError: it is not; each field that differs is named.
+        ModelError: the model has no config.
+    """
+    now = {"tokenizer_hash": tokenizer, "data_hash": job.data_hash, "model": fields_of(job.spec)}
+    store = open_store(job.spec.storage.uri)
+    for key in reversed(store.committed(f"{job.spec.name}/checkpoints")):
+        with contextlib.suppress(CorruptError):  # the ranks will set it aside, and say so
+            read_header(store, key).check(f"checkpoint {key}", spec_hash=job.hash, **now)
+            break
+    known, ledger = Path(job.folder) / _KNOWN, Path(job.folder) / LEDGER
+    if ledger.exists() and any(event.kind == "steps" for event in read_events(ledger)):
+        check_same(read_json(known, {}), now, where=job.folder)
+    write_json(known, now)
 
 
 def check_writable(store: Store, name: str) -> None:

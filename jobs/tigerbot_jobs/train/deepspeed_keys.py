@@ -17,7 +17,6 @@ KEYS = frozenset(
     [
         "activation_checkpointing",
         "aio",
-        "amp",
         "autotuning",
         "bf16",
         "bfloat16",
@@ -26,9 +25,7 @@ KEYS = frozenset(
         "comms_logger",
         "communication_data_type",
         "compile",
-        "compression_training",
         "csv_monitor",
-        "curriculum_learning",
         "data_efficiency",
         "data_types",
         "dataloader_drop_last",
@@ -36,8 +33,6 @@ KEYS = frozenset(
         "disable_allgather",
         "disable_python_gc",
         "dump_state",
-        "eigenvalue",
-        "elasticity",
         "expert_parallel",
         "flops_profiler",
         "fp16",
@@ -52,10 +47,8 @@ KEYS = frozenset(
         "optimizer",
         "pipeline",
         "prescale_gradients",
-        "progressive_layer_drop",
         "scheduler",
         "seq_parallel_communication_data_type",
-        "sparse_gradients",
         "steps_per_print",
         "tensor_parallel",
         "tensorboard",
@@ -132,20 +125,65 @@ ZERO_KEYS = frozenset(
 )
 
 
+BF16_KEYS = frozenset(
+    [
+        "bf16_master_weights_and_grads",
+        "bf16_optimizer_states",
+        "check_grad_overflow",
+        "enabled",
+        "immediate_grad_update",
+    ]
+)
+FP16_KEYS = frozenset(
+    [
+        "auto_cast",
+        "consecutive_hysteresis",
+        "enabled",
+        "fp16_master_weights_and_grads",
+        "hysteresis",
+        "initial_scale_power",
+        "loss_scale",
+        "loss_scale_window",
+        "min_loss_scale",
+    ]
+)
+OFFLOAD_PARAM_KEYS = frozenset(["buffer_count", "buffer_size", "device", "max_in_cpu", "nvme_path", "pin_memory"])
+OFFLOAD_OPTIMIZER_KEYS = frozenset(
+    [
+        "buffer_count",
+        "cpuadam_cores_perc",
+        "device",
+        "fast_init",
+        "nvme_path",
+        "pin_memory",
+        "pipeline_read",
+        "pipeline_write",
+        "ratio",
+        "super_offload",
+    ]
+)
+
+
 def check_keys(section: Mapping[str, Any]) -> None:
-    """Raises: SpecError: DeepSpeed has no such key, or keeps state with it where no snapshot can be taken of it."""
+    """Raises: SpecError: DeepSpeed has no such key, or its value is no mapping where it wants one."""
     _check(section, KEYS, "deepspeed")
-    zero = section.get("zero_optimization", {})
-    if not isinstance(zero, Mapping):
-        raise SpecError(
-            f"got {zero!r}, wants a mapping", where="deepspeed.zero_optimization", fix="write stage: 2 below it"
-        )
+    zero = _mapping(section, "zero_optimization", "deepspeed", "write stage: 2 below it")
     _check(zero, ZERO_KEYS, "deepspeed.zero_optimization")
-    for key in ("offload_param", "offload_optimizer"):
-        target = zero.get(key)
-        if isinstance(target, Mapping) and target.get("device") == "nvme":
-            what = "state on nvme is in no memory that a snapshot could be taken of"
-            raise SpecError(what, where=f"deepspeed.zero_optimization.{key}.device", fix="offload to cpu")
+    for name, known in (("bf16", BF16_KEYS), ("fp16", FP16_KEYS)):
+        _check(_mapping(section, name, "deepspeed", "write enabled: true below it"), known, f"deepspeed.{name}")
+    _mapping(section, "data_types", "deepspeed", "write grad_accum_dtype: fp32 below it")
+    for name, known in (("offload_param", OFFLOAD_PARAM_KEYS), ("offload_optimizer", OFFLOAD_OPTIMIZER_KEYS)):
+        where = "deepspeed.zero_optimization"
+        _check(_mapping(zero, name, where, "write device: cpu below it"), known, f"{where}.{name}")
+
+
+def _mapping(section: Mapping[str, Any], name: str, where: str, fix: str) -> Mapping[str, Any]:
+    found = section.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise SpecError(f"got {found!r}, wants a mapping", where=f"{where}.{name}", fix=fix)
+    return found
 
 
 def _check(given: Iterable[Any], known: frozenset[str], where: str) -> None:

@@ -5,7 +5,6 @@ It knows nothing about where batches come from, schedules, or where its state is
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tigerbot.errors import SpecError
 from tigerbot.models import save_model
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import IGNORE, Batch
-from tigerbot_jobs.train import zero_state
+from tigerbot_jobs.train import loss_scale, zero_state
 from tigerbot_jobs.train.adam8bit import AdamW8bit, with_bits
 from tigerbot_jobs.train.data import BatchPlan
-from tigerbot_jobs.train.deepspeed_keys import check_keys
+from tigerbot_jobs.train.deepspeed_config import deepspeed_config
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.reshard import Read, assemble, shards_read
 from tigerbot_jobs.train.shard import ShardMeta, Slice
@@ -60,6 +58,7 @@ class Engine:
         low_precision = precision_of(loop, device) == "bf16"
         self.device, self.precision = device, precision_of(loop, device)
         self._on_phase = on_phase or (lambda phase: None)
+        self._norm = 0.0
         self.own_s = 0.0  # of the last step, in the forward passes: outside of any collective below ZeRO 3
         on_gpu = device.type == "cuda"
         config = deepspeed_config(loop, deepspeed, plan, parameters=trainable(module), bf16=low_precision and on_gpu)
@@ -110,8 +109,13 @@ class Engine:
 
     @property
     def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
-        return float(self._ds.get_global_grad_norm() or 0.0)
+        """Global gradient norm of the last step, before clipping; of the one before where fp16's scale was too large.
+
+        Such a step was left out and the scale halved: that is how a scale is found, and no fault.
+        """
+        if not loss_scale.left_out(self._ds):
+            self._norm = float(self._ds.get_global_grad_norm() or 0.0)
+        return self._norm
 
     def state(self) -> dict[str, Tensor]:
         """This rank's state, views of the engine's own memory; see `zero_state`."""
@@ -126,7 +130,7 @@ class Engine:
             zero_stage=self.zero_stage,
             generation=generation,
             slices=self._slices,
-            extra={"skipped_steps": self._ds.skipped_steps} | (extra or {}),
+            extra=zero_state.counters(self._ds) | (extra or {}),
         )
 
     def shards_read(self, shards: Sequence[ShardMeta]) -> set[int]:
@@ -198,36 +202,6 @@ def precision_of(loop: TrainLoop, device: torch.device) -> str:
     """bf16 or fp32."""
     automatic = device.type == "cuda" or cpu_has_bf16()
     return "bf16" if loop.precision == "bf16" or (loop.precision == "auto" and automatic) else "fp32"
-
-
-def deepspeed_config(
-    loop: TrainLoop, given: dict[str, Any], plan: BatchPlan, *, parameters: int, bf16: bool
-) -> dict[str, Any]:
-    """DeepSpeed's config: ours, with the spec's own keys over it.
-
-    Raises:
-        SpecError: a stage that does not exist, or a key that DeepSpeed does not have or this loop decides.
-    """
-    check_keys(given)
-    given = copy.deepcopy(given)
-    stage = given.pop("zero_stage", given.get("zero_optimization", {}).get("stage", 2))
-    if stage not in (0, 1, 2, 3):
-        raise SpecError(f"got {stage!r}, wants 0, 1, 2 or 3", where="deepspeed.zero_stage", fix="name one of these")
-    ours = {
-        "train_micro_batch_size_per_gpu": plan.micro,
-        "gradient_accumulation_steps": plan.micro_steps,
-        "gradient_clipping": loop.gradient_clipping,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    decided = sorted({*ours, "train_batch_size", "optimizer", "scheduler"} & set(given))
-    if decided:
-        raise SpecError(f"{', '.join(decided)}: set by the train section", where="deepspeed", fix="remove it here")
-    # DeepSpeed's default buckets are 2 GB whatever the model's size.
-    bucket = min(500_000_000, max(parameters, 1))
-    zero = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    zero |= given.pop("zero_optimization", {})
-    return ours | {"zero_optimization": zero, "bf16": {"enabled": bf16}} | given
 
 
 def count_labels(batches: Sequence[Batch]) -> int:

@@ -14,6 +14,7 @@ from tigerbot_jobs.train.checkpoint import Checkpoints, Header
 from tigerbot_jobs.train.data import BatchPlan, TrainingData
 from tigerbot_jobs.train.engine import Engine, peak_flops, trained_module
 from tigerbot_jobs.train.given import WorkerJob
+from tigerbot_jobs.train.identity import model_fields
 from tigerbot_jobs.train.keeping import Progress
 from tigerbot_jobs.train.model import LanguageModel, make_model, tokenizer_folder
 from tigerbot_jobs.train.reshard import Read
@@ -43,12 +44,15 @@ class Prepared:
         self.data_hash = job.data_hash
         self.say: Callable[[str], None] = print
         self._module: LanguageModel | None = None
+        self._model: dict[str, Any] = {}
         self._peak = 0.0
 
     def module(self, *, fresh: bool) -> LanguageModel:
         """The model: the one there is, or as the seed makes it. ZeRO 3 cuts a module's weights up for good."""
         if fresh or self._module is None:
-            self._module = trained_module(make_model(self.job.spec), self.job.spec.train, self.device)
+            model = make_model(self.job.spec)
+            self._model = model_fields(model)
+            self._module = trained_module(model, self.job.spec.train, self.device)
         return self._module
 
     def forget_module(self) -> None:
@@ -62,20 +66,23 @@ class Prepared:
     def header(self, engine: Engine, step: int, world_size: int, generation: int = 0) -> Header:
         """What a checkpoint of this run says of itself."""
         about = (self.job.hash, self.tokenizer_hash, self.job.threads, generation)
-        return Header(step, world_size, engine.zero_stage, *about, data_hash=self.data_hash)
+        return Header(step, world_size, engine.zero_stage, *about, data_hash=self.data_hash, model=self._model)
 
     def restored(self, engine: Engine) -> Progress:
         """Collective. Put in the newest checkpoint in storage that is whole; step 0 where there never was one.
 
         Raises:
-            IdentityError: it is of another spec, tokenizer or data.
+            IdentityError: it is of another spec, model, tokenizer or data.
             CorruptError: there are some, and all are damaged.
         """
         checkpoints, damaged = self.checkpoints(), None
         while (key := checkpoints.latest()) is not None:
+            damaged = key
             header = checkpoints.header(key)
+            if header is None:
+                continue
             identity = {"spec_hash": self.job.hash, "tokenizer_hash": self.tokenizer_hash, "data_hash": self.data_hash}
-            header.check(f"checkpoint {key}", **identity)
+            header.check(f"checkpoint {key}", **identity, model=self._model)
             kept: list[dict[str, Any]] = []
 
             def put(shards: list[ShardMeta], read: Read, kept: list[dict[str, Any]] = kept) -> None:
@@ -84,7 +91,6 @@ class Prepared:
 
             if checkpoints.restore(key, put, wanted=engine.shards_read):
                 return Progress.of(header.step, kept[0])
-            damaged = key
         if damaged is not None:
             raise CorruptError("no whole checkpoint is left", where=damaged, fix="--replace begins anew")
         return Progress(0)

@@ -84,7 +84,7 @@ def assemble(engine: Any, shards: Sequence[ShardMeta], read: Read) -> None:
             state[f"{copy.group}.{part}"][copy.offset : copy.offset + copy.numel].copy_(found)
     for group, steps in _adam_steps(copies, len(state) // (len(zero_state.PARTS) + 1), read).items():
         state[f"{group}.step"].fill_(steps)
-    zero_state.settle(engine, step=shards[0].step, skipped=shards[0].extra.get("skipped_steps", 0))
+    zero_state.settle(engine, step=shards[0].step, counted=shards[0].extra)
 
 
 def check_shards(shards: Sequence[ShardMeta], names: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ Between the slices there may be padding, which belongs to no parameter and is ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tigerbot.errors import SpecError
 from tigerbot_jobs.train.adam8bit import AdamW8bit, as_float, put_moments
+from tigerbot_jobs.train.loss_scale import read_scale, write_scale
 from tigerbot_jobs.train.shard import Slice
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -82,9 +83,19 @@ def clear_padding(engine: Any) -> None:
     _refresh_weights(engine)
 
 
+def counters(engine: Any) -> dict[str, Any]:
+    """What a state knows beside its tensors, as JSON."""
+    return {"skipped_steps": engine.skipped_steps, "loss_scale": read_scale(engine)}
+
+
 @torch.no_grad()
-def settle(engine: Any, *, step: int, skipped: int = 0) -> None:
-    """Collective. Carry a state that was written over into the weights, and set the counters to `step` steps done."""
+def settle(engine: Any, *, step: int, counted: Mapping[str, Any] | None = None) -> None:
+    """Collective. Carry a state that was written over into the weights, and set the counters to `step` steps done.
+
+    Args:
+        counted: what `counters` said of that state.
+    """
+    counted = counted or {}
     written = engine.__dict__.pop("tiger_written", None)
     if written is not None:
         _put_small_moments(engine, written)
@@ -93,7 +104,8 @@ def settle(engine: Any, *, step: int, skipped: int = 0) -> None:
     # Decides where DeepSpeed ends an accumulation.
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     engine.global_samples = step * engine.train_batch_size()
-    engine.skipped_steps = skipped
+    engine.skipped_steps = counted.get("skipped_steps", 0)
+    write_scale(engine, counted.get("loss_scale", {}))
 
 
 def forget_ranks() -> None:

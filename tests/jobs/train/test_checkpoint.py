@@ -69,6 +69,21 @@ def test_after_a_flipped_byte_the_one_before_is_used_and_the_damaged_one_stays(
     assert (newest / "DAMAGED.json").exists() and not (newest / "MANIFEST.json").exists()
 
 
+def test_a_flipped_byte_in_the_header_of_a_checkpoint_sets_it_aside(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest, before = (f"run/checkpoints/step-0000000{step}" for step in (2, 1))
+    path = tmp_path / newest / "header.json"
+    path.write_bytes(path.read_bytes().replace(b"spec", b"spek", 1))
+
+    found = checkpoints.header(newest)
+
+    assert found is None and checkpoints.latest() == before and checkpoints.header(before) == header(1)
+    assert f"checkpoint {newest} is damaged ({newest}/header.json" in capsys.readouterr().out.replace(
+        f"{tmp_path}/", ""
+    )
+
+
 def test_what_the_keeper_persists_out_of_memory_is_a_checkpoint(checkpoints: Checkpoints, tmp_path: Path) -> None:
     store, key = open_store(str(tmp_path)), "run/checkpoints/step-00000009"
     write_shard(tmp_path / "image", meta(9), STATE)

@@ -18,7 +18,7 @@ from tigerbot.models import build
 from tigerbot.spec import TrainLoop
 from tigerbot.tokens import TokenShards
 from tigerbot_jobs.train.data import BatchPlan, TrainingData, plan_batches
-from tigerbot_jobs.train.engine import deepspeed_config
+from tigerbot_jobs.train.deepspeed_config import deepspeed_config
 from tigerbot_jobs.train.metrics import append_row, read_rows
 from tigerbot_jobs.train.model import LanguageModel
 from tigerbot_jobs.train.preview import preview

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_keys import REFUSED, Refused
 from torch import Tensor
 from worlds import (
     Case,
@@ -18,8 +19,11 @@ from worlds import (
     bytes_digest,
     compare_with_deepspeed,
     digest,
+    ends_at,
     full_state,
     go_on,
+    go_on_in_fp16,
+    norms_in_fp16,
     refused,
     roll_back,
     state_of,
@@ -237,6 +241,48 @@ def test_tied_weights_are_there_once_and_frozen_ones_not_at_all(worlds: Worlds) 
 
     assert "embed.weight.master" in tied and "head.weight.master" not in tied
     assert {name.rsplit(".", 1)[0] for name in lora} == {"lora_a.weight", "lora_b.weight", "lora_b.bias"}
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=SOAK), pytest.param(2, marks=SOAK), 3])
+def test_the_loss_scale_of_fp16_goes_on_where_it_was(worlds: Worlds, stage: int) -> None:
+    cut_at_4 = worlds.run(2, go_on_in_fp16, stage, [], 4)
+
+    resumed = worlds.run(2, go_on_in_fp16, stage, state_of(cut_at_4), 3)
+
+    undisturbed = worlds.run(2, go_on_in_fp16, stage, [], 7)
+    assert resumed[0][0] == undisturbed[0][0][4:]
+    assert len({2.0**24, *cut_at_4[0][0], *resumed[0][0]}) > 2  # it moved, before and after
+    assert bytes_digest(state_of(resumed)) == bytes_digest(state_of(undisturbed))
+    assert resumed[0][1].meta.extra == undisturbed[0][1].meta.extra
+
+
+def test_the_loss_scale_goes_over_to_another_stage_and_world(worlds: Worlds) -> None:
+    (scales, *_), *_ = before = worlds.run(2, go_on_in_fp16, 3, [], 3)
+
+    for stage in (2, 0):
+        _, after = worlds.run(1, go_on_in_fp16, stage, state_of(before), 0)[0]
+
+        assert after.meta.extra["loss_scale"]["cur_scale"] == scales[-1] < 2.0**24
+        assert after.meta.extra["skipped_steps"] == before[0][1].meta.extra["skipped_steps"] > 0
+
+
+def test_a_step_that_fp16_leaves_out_to_find_its_scale_is_no_fault(worlds: Worlds) -> None:
+    norms, made = zip(*worlds.run(1, norms_in_fp16, 2)[0], strict=True)
+
+    assert not made[0] and made[-1]
+    assert norms[0] == 0.0 and 0.1 < norms[-1] < 100
+
+
+ENDS = [
+    pytest.param(case, id=case.name, marks=() if case.name in ("half masters", "mixed at 1") else SOAK)
+    for case in REFUSED
+    if case.ends
+]
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_the_driver_refuses_a_real_engine_would_end_at(worlds: Worlds, case: Refused) -> None:
+    assert worlds.run(1, ends_at, case.keys)[0]
 
 
 def test_a_layout_that_is_not_known_is_refused_in_one_line(worlds: Worlds) -> None:

@@ -16,8 +16,11 @@ from small_corpus import Corpus, as_train, fingerprint
 from tigerbot.errors import CorruptError, IdentityError
 from tigerbot.models import load_model
 from tigerbot.spec import parse_spec, spec_hash
+from tigerbot.storage import open_store
 from tigerbot_jobs.train.alone import train_rank
+from tigerbot_jobs.train.checkpoint import read_header
 from tigerbot_jobs.train.given import WorkerJob
+from tigerbot_jobs.train.identity import fields_of
 from tigerbot_jobs.train.metrics import read_rows
 
 
@@ -97,6 +100,14 @@ def test_the_saved_model_is_the_one_that_was_trained(stages: dict[int, dict[str,
     for weight in weights[1:]:
         assert torch.allclose(weight, weights[0], atol=2e-2)
     assert not torch.equal(weights[0], torch.zeros_like(weights[0]))
+
+
+def test_a_checkpoint_says_which_model_it_is_of_as_the_driver_knows_it(stages: dict[int, dict[str, Any]]) -> None:
+    for raw in stages.values():
+        store = open_store(raw["storage"]["uri"])
+        header = read_header(store, store.committed(f"{raw['name']}/checkpoints")[-1])
+
+        assert header.model == fields_of(as_train(raw)) and header.model["num_attention_heads"] == 4
 
 
 def test_the_same_batch_on_one_rank_and_on_two_gives_the_same_loss(

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from tigerbot.errors import TigerError
 from tigerbot_jobs.train import zero_state
+from tigerbot_jobs.train.loss_scale import left_out
 from tigerbot_jobs.train.reshard import assemble
 from tigerbot_jobs.train.shard import ShardMeta
 
@@ -194,6 +197,7 @@ def save(engine: Any) -> Saved:
         zero_stage=engine.zero_optimization_stage(),
         generation=0,
         slices=tuple(zero_state.slices(engine)),
+        extra=zero_state.counters(engine),
     )
     return Saved(meta, {name: tensor.clone() for name, tensor in zero_state.read_state(engine).items()})
 
@@ -277,6 +281,56 @@ def refused(rank: int, case: Case, keys: dict[str, Any]) -> str:
         make_engine(case, seed=1, keys=keys)
     except TigerError as error:
         return str(error)
+    return ""
+
+
+# DeepSpeed trains fp16 on a CPU if it believes that it can.
+fp16_believed = mock.patch("deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported", lambda self: True)
+
+
+@fp16_believed
+def go_on_in_fp16(rank: int, stage: int, saved: list[Saved], steps: int) -> tuple[list[float], Saved]:
+    """The loss scale after each step, and the last state."""
+    fp16 = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 2}
+    engine = make_engine(Case(stage), seed=1, keys={"fp16": fp16})
+    if saved:
+        restore(engine, saved)
+    scales = []
+    for _ in range(steps):
+        train(engine, 1)
+        scales.append(zero_state.counters(engine)["loss_scale"]["cur_scale"])
+    return scales, save(engine)
+
+
+@fp16_believed
+def norms_in_fp16(rank: int, stage: int) -> list[tuple[float, bool]]:
+    """The gradient norm as the guard sees it, and whether DeepSpeed made the step."""
+    # Transformers take seconds to import, and the other work does not need them.
+    from tigerbot.models import build
+    from tigerbot.spec import TrainLoop
+    from tigerbot.tokens import Batch
+    from tigerbot_jobs.train.data import BatchPlan
+    from tigerbot_jobs.train.engine import Engine, trained_module
+
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 14, "hysteresis": 1}}
+    loop, device = TrainLoop(tokens=1, precision="fp32"), torch.device("cpu")
+    module = trained_module(build("tiny", 512, 1), loop, device)
+    engine = Engine(module, loop, {"zero_stage": stage} | fp16, BatchPlan(1, 1, 1, 1), device)
+    ids = np.arange(16, dtype=np.int64)[None]
+    found = []
+    for _ in range(8):
+        engine.step([Batch(ids, ids, ids, np.ones_like(ids))], lr=1e-3, counted_tokens=15)
+        found.append((engine.grad_norm, not left_out(engine._ds)))
+    engine.close()
+    return found
+
+
+def ends_at(rank: int, keys: dict[str, Any]) -> str:
+    """What a real engine says of these keys, in whatever kind of error; nothing where it makes a step."""
+    try:
+        train(make_engine(Case(2), seed=1, keys=keys), 1)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

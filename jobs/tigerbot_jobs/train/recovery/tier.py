@@ -62,11 +62,11 @@ class Tier:
     def snapshot(self, engine: Engine, progress: Progress, *, save: bool) -> None:
         form, state = self._form, engine.state()
         saves = save and (form.rank == 0 or engine.zero_stage > 0)
+        meta = engine.shard(generation=form.generation, extra=progress.as_extra())
         if self._buffer is None:
-            meta = engine.shard(generation=form.generation, extra=progress.as_extra())
             self._buffer = SnapshotBuffer.create(self._path, meta, state)
         self._copy_s = self._buffer.write(
-            state, step=progress.step, generation=form.generation, extra=progress.as_extra(), hold=saves
+            state, step=progress.step, generation=form.generation, extra=meta.extra, hold=saves
         )
         self._last = progress.step
         self._written += 1
