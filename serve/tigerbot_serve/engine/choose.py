@@ -57,6 +57,8 @@ def record(
     ids: list[int],
     alternatives: list[tuple[tuple[int, float], ...]],
     numbers: list[list[float]],
+    *,
+    gated: bool = False,
 ) -> list[TokenEvent]:
     """Append what was drawn; `numbers` are log-probability, the factual member's own, p_div, p_dev and w of each."""
     events = []
@@ -66,7 +68,7 @@ def record(
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
         sequence.surprise = linger(sequence.surprise, -expected)
-        events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w))
+        events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w, gated=gated))
     return events
 
 

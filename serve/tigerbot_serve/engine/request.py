@@ -79,6 +79,7 @@ class TokenEvent:
 
     `logprob` is natural, the mixture's own: before penalties, bias, grammar, temperature and masks (so that dial 0 and
     1 are the single models'); `p_div` and `p_dev` are None where no heads are loaded; `w` is the creative weight.
+    `gated`: the gate left the second member out, so that `logprob` and `w` are those of the first one alone.
     """
 
     text: str
@@ -89,6 +90,7 @@ class TokenEvent:
     p_dev: float | None
     w: float
     of_prompt: bool = False
+    gated: bool = False
 
 
 @dataclass(frozen=True)

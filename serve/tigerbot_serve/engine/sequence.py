@@ -129,6 +129,8 @@ class Sequence:
         p_div: float | None,
         p_dev: float | None,
         w: float,
+        *,
+        gated: bool = False,
     ) -> TokenEvent:
         """Take the next token; its event carries the text that became final, all of it when this is the last one."""
         self.output_ids.append(token_id)
@@ -145,7 +147,7 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and not self._stream.stopped:
             text += self._stream.flush()
-        event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w)
+        event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w, gated=gated)
         self.tokens.append(event)
         return event
 

@@ -184,7 +184,7 @@ class Shape:
 
     def _shown(self, tokens: Sequence[TokenEvent]) -> list[dict[str, Any]]:
         return [
-            {"text": token.text, "p_div": token.p_div, "p_dev": token.p_dev, "w": token.w}
+            {"text": token.text, "p_div": token.p_div, "p_dev": token.p_dev, "w": token.w, "gated": token.gated}
             for token in self._counted(tokens)
             if not token.of_prompt
         ]

@@ -26,12 +26,13 @@ class Error(BaseModel):
 
 
 class TokenShown(BaseModel):
-    """What the ensemble thought of one token."""
+    """What the ensemble thought of one token. `gated`: the second member was not asked; `w` is the first one's end."""
 
     text: str
     p_div: float | None
     p_dev: float | None
     w: float
+    gated: bool
 
 
 class SpanShown(BaseModel):

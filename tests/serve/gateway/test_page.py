@@ -50,7 +50,7 @@ def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(
     page.keyboard.press("Space")
     tab_to(page, "layer-div")
     page.keyboard.press("Space")
-    assert page.evaluate("[...document.body.classList].sort()") == ["dev", "heat", "ready"]
+    assert page.evaluate("[...document.body.classList].sort()") == ["dev", "gated", "heat", "ready"]
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement === document.querySelectorAll('.token')[1]")

@@ -1,5 +1,6 @@
-// The heat map: every word with its two calibrated probabilities. The layers are switched by classes on <body>, so all
-// answers change at once; one tooltip serves all words; the arrow keys go from word to word.
+// The heat map: every word with its two calibrated probabilities, and whether the second expert was skipped for it. The
+// layers are switched by classes on <body>, so all answers change at once; one tooltip serves all words; the arrow keys go
+// from word to word.
 
 import { element, percent, t } from "./strings.js";
 
@@ -23,13 +24,12 @@ function joined(tokens) {
   const numbers = (name) => tokens.map((token) => token[name]).filter((value) => typeof value === "number");
   const most = (name) => (numbers(name).length ? Math.max(...numbers(name)) : null);
   const weights = numbers("w");
-  const gated = tokens.map((token) => token.gated).filter((value) => typeof value === "boolean");
   return {
     text: tokens.map((token) => token.text).join(""),
     p_dev: most("p_dev"),
     p_div: most("p_div"),
     w: weights.length ? weights.reduce((sum, one) => sum + one, 0) / weights.length : null,
-    gated: gated.length ? gated.every(Boolean) : null,
+    gated: tokens.every((token) => token.gated === true),
   };
 }
 
@@ -74,6 +74,10 @@ function tokenNode(group, text) {
   values.set(node, group);
   if (typeof group.p_dev === "number") node.style.setProperty("--dev", group.p_dev);
   if (typeof group.p_div === "number") node.style.setProperty("--div", group.p_div);
+  if (group.gated) {
+    node.classList.add("gated");
+    document.body.classList.add("gates"); // a legend of what never happens here would only be asked about
+  }
   return node;
 }
 
@@ -143,7 +147,7 @@ function fill(tip, node, group) {
     ["tip_p_div", percent(group.p_div), "div"],
     ["tip_w", percent(group.w), ""],
   ];
-  if (group.gated !== null) rows.push(["tip_gated", t(group.gated ? "yes" : "no"), ""]);
+  if (group.gated) rows.push(["tip_gated", t("yes"), "gated"]);
   const list = element("dl");
   for (const [name, value, kind] of rows) list.append(element("dt", kind, t(name)), element("dd", "", value));
   tip.replaceChildren(list);
