@@ -219,7 +219,10 @@ class EmbeddingList(BaseModel):
 
 
 class Live(BaseModel):
-    """One replica: its name, how many of each state there are, its engine and its recent past."""
+    """One replica: its name, how many of each state there are, its engine and its recent past.
+
+    `w_tenths` counts the tokens of the last five minutes by creative weight, (0, 0.1] first; `verdicts` its judged answers.
+    """
 
     replica: str
     replicas: dict[str, int]
@@ -232,6 +235,10 @@ class Live(BaseModel):
     answers: int
     p50_s: float | None
     p99_s: float | None
+    w_tenths: list[int]
+    w_mean: float | None
+    verdicts: dict[str, int]
+    rewrites: int
 
 
 class Model(BaseModel):

@@ -120,8 +120,34 @@ def test_the_live_panel_shows_the_replica_and_asks_again(serve_engine, page) -> 
     with page.expect_response("**/v1/live"):
         pass
     page.wait_for_function("document.querySelectorAll('.tile b')[4].textContent.endsWith('s')")
-    page.click("#show-live")
+    page.keyboard.press("Enter")
     assert page.locator("#live").is_hidden()
+
+
+def test_the_live_panel_shows_how_creative_tokens_were_and_how_checks_came_out(serve_engine, heads, page) -> None:
+    opened(page, serve_engine(heads=str(heads(p_dev=3.0)), engine={"max_length": 512}).url)
+    page.evaluate("document.getElementById('rewrites').value = 0")
+    tab_to(page, "dial")
+    page.keyboard.press("End")
+    ask(page, "The fox")
+    tab_to(page, "dial")
+    page.keyboard.press("Home")
+    ask(page, "The rain")
+
+    tab_to(page, "show-live")
+    page.keyboard.press("Enter")
+    page.locator(".bars li").first.wait_for()
+
+    shares = [int(text.split(": ")[1].split("%")[0]) for text in page.locator(".bars li").all_text_contents()]
+    assert len(shares) == 10 and shares[0] > 0 and shares[9] > 0 and sum(shares[1:9]) == 0
+    high = page.locator(".bars li").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().height)")
+    assert max(high) > 10 and high[4] == 0
+    checked = page.locator(".tile", has_text="checked").first
+    assert checked.locator("b").text_content() == "0%" and "of 2 checked" in checked.text_content()
+    assert "0 fine, 1 doubtful, 1 not checked" in checked.text_content()
+    page.locator("#language").press("Enter")
+    page.locator(".tile", has_text="存疑 1").wait_for()
+    assert page.problems == []
 
 
 def test_a_key_is_kept_only_when_its_box_is_ticked(serve_engine, page) -> None:
