@@ -37,6 +37,7 @@ class Request:
         logprobs: how many alternatives to give with every token's log-probability; None gives neither.
         verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
         want_tokens: keep every token's probabilities in the summary, the draft's too.
+        shown: special tokens that are part of the text: they are the marks of tool calls.
         unjudged: a text that holds this is given as it is (the mark of a tool call; nothing for "").
         messages: the conversation that the prompt was made of: what a rewrite with evidence is made of.
         plugins: names of those that may look up what the judge doubts.
@@ -64,6 +65,7 @@ class Request:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
+    shown: tuple[int, ...] = ()
     unjudged: str = ""
     messages: tuple[Message, ...] = ()
     plugins: tuple[str, ...] = ()
