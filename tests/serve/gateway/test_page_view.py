@@ -198,6 +198,30 @@ def test_a_rewrite_shows_its_changes_reasons_and_evidence_on_demand(opened) -> N
     assert {"noopener", "nofollow"} <= set(link.get_attribute("rel").split())
 
 
+def test_all_that_the_judge_doubted_is_marked_and_its_reasons_are_told_in_the_pages_language(opened) -> None:
+    tokens = [token("🦊 1973"), token(" in "), token("Mill"), token(" Street.")]
+    flagged = [
+        {"start": 10, "end": 21, "text": "Mill Street", "p_dev": 0.7},
+        {"start": 2, "end": 6, "text": "1973", "p_dev": 0.61},
+        {"start": 0, "end": 3, "text": "elsewhere", "p_dev": 0.9},
+    ]
+    reasons = ["the rewrite is no better", "search: no answer within 2 s"]
+
+    turn = ask(opened, stream(tokens, verdict="flagged", flagged=flagged, reasons=reasons))
+    turn.locator(".why button").press("Enter")
+
+    assert turn.locator("mark").all_text_contents() == ["1973", "Mill Street"]
+    assert turn.locator(".because p.text").text_content() == "🦊 1973 in Mill Street."
+    assert opened.evaluate("document.activeElement.textContent") == "1973"
+    opened.click("#language")
+    assert turn.locator(".because li").all_text_contents() == [
+        "“1973”有 61% 的可能偏离事实。",
+        "“Mill Street”有 70% 的可能偏离事实。",
+        "改写并没有更好。",
+        "search: no answer within 2 s",
+    ]
+
+
 def test_a_difference_goes_by_words_and_in_chinese_by_characters(opened) -> None:
     compare = """async ([one, two]) => (await import('/static/diff.js')).diff(one, two)
         .map(step => ({same: '=', removed: '-', added: '+'})[step.kind] + step.text)"""
