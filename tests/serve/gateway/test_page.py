@@ -144,7 +144,7 @@ def test_the_live_panel_shows_how_creative_tokens_were_and_how_checks_came_out(s
     assert max(high) > 10 and high[4] == 0
     checked = page.locator(".tile", has_text="checked").first
     assert checked.locator("b").text_content() == "0%" and "of 2 checked" in checked.text_content()
-    assert "0 fine, 1 doubtful, 1 not checked" in checked.text_content()
+    assert "fine 0, doubtful 1, unchecked 1" in checked.text_content()
     page.locator("#language").press("Enter")
     page.locator(".tile", has_text="存疑 1").wait_for()
     assert page.problems == []
