@@ -202,7 +202,8 @@ def test_all_that_the_judge_doubted_is_marked_and_its_reasons_are_told_in_the_pa
     tokens = [token("🦊 1973"), token(" in "), token("Mill"), token(" Street.")]
     flagged = [
         {"start": 10, "end": 21, "text": "Mill Street", "p_dev": 0.7},
-        {"start": 2, "end": 6, "text": "1973", "p_dev": 0.61},
+        {"start": 4, "end": 5, "text": "7", "p_dev": 0.61},
+        {"start": 5, "end": 6, "text": "3", "p_dev": 0.4},
         {"start": 0, "end": 3, "text": "elsewhere", "p_dev": 0.9},
     ]
     reasons = ["the rewrite is no better", "search: no answer within 2 s"]

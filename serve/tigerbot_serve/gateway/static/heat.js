@@ -95,15 +95,16 @@ export function doubtfulSpan(groups, least = 0.3) {
   const edge = Math.max(least, top / 2);
   let from = risk.indexOf(top);
   let to = from + 1;
-  while (from > 0 && (risk[from - 1] >= edge || inWord(groups, from))) from -= 1;
-  while (to < groups.length && (risk[to] >= edge || inWord(groups, to))) to += 1;
+  const within = (at) => inWord(groups[at - 1].text, groups[at].text);
+  while (from > 0 && (risk[from - 1] >= edge || within(from))) from -= 1;
+  while (to < groups.length && (risk[to] >= edge || within(to))) to += 1;
   return { from, to, p_dev: top, text: groups.slice(from, to).map((group) => group.text).join("").trim() };
 }
 
-// Whether a word or a number goes on across the border before this group; Chinese has no such borders.
-function inWord(groups, at) {
+// Whether a word or a number goes on from one text to the next; Chinese has no such borders.
+export function inWord(before, after) {
   const letter = /(?!\p{Script=Han})[\p{L}\p{N}]/u;
-  return letter.test(groups[at - 1].text.slice(-1)) && letter.test(groups[at].text.slice(0, 1));
+  return letter.test(before.slice(-1)) && letter.test(after.slice(0, 1));
 }
 
 export function watchTokens(root, tip) {

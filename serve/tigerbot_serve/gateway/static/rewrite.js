@@ -3,7 +3,7 @@
 // not known here stays as it came.
 
 import { diff } from "./diff.js";
-import { doubtfulSpan, heatLeaf, mergeTokens, openToKeys } from "./heat.js";
+import { doubtfulSpan, heatLeaf, inWord, mergeTokens, openToKeys } from "./heat.js";
 import { element, percent, worded } from "./strings.js";
 
 const TOLD = {
@@ -62,18 +62,25 @@ function spansOf(groups, told) {
   const place = (characters) => [...text].slice(0, characters).join("").length; // the server counts characters
   const judged = (Array.isArray(told) ? told : []).map((one) => ({ ...one, from: place(one.start), to: place(one.end) }));
   const found = judged.filter((one) => one.text?.trim() && text.slice(one.from, one.to) === one.text);
-  if (found.length) return found.sort((one, other) => one.from - other.from).map((one) => trimmed(one));
+  if (found.length) return whole(text, found.sort((one, other) => one.from - other.from));
   const span = doubtfulSpan(groups);
   if (!span) return [];
   const before = groups.slice(0, span.from).map((group) => group.text).join("").length;
-  const whole = groups.slice(span.from, span.to).map((group) => group.text).join("");
-  return [trimmed({ from: before, to: before + whole.length, text: whole, p_dev: span.p_dev })];
+  const from = before + text.slice(before).search(/\S/);
+  return [{ from, to: from + span.text.length, text: span.text, p_dev: span.p_dev }];
 }
 
-function trimmed({ from, text, p_dev }) {
-  const word = text.trim();
-  const begin = from + text.indexOf(word);
-  return { from: begin, to: begin + word.length, text: word, p_dev };
+// The same stretches, none of which breaks a word or a number; what then touches is one.
+function whole(text, spans) {
+  const found = [];
+  for (let { from, to, p_dev } of spans) {
+    while (from > 0 && inWord(text.slice(0, from), text.slice(from))) from -= 1;
+    while (to < text.length && inWord(text.slice(0, to), text.slice(to))) to += 1;
+    const last = found[found.length - 1];
+    if (last && from <= last.to) Object.assign(last, { to: Math.max(to, last.to), p_dev: Math.max(p_dev, last.p_dev) });
+    else found.push({ from, to, p_dev });
+  }
+  return found.map((one) => ({ ...one, text: text.slice(one.from, one.to) }));
 }
 
 // The draft (or the answer) with the doubtful words marked; the marks can take the focus.
@@ -82,7 +89,6 @@ function marked(groups, spans) {
   const line = element("p", "text");
   let at = 0;
   for (const { from, to } of spans) {
-    if (from < at) continue;
     const mark = element("mark", "flagged");
     mark.tabIndex = -1;
     mark.append(...leaf(from, to));
