@@ -23,6 +23,7 @@ from tigerbot.spec.serve import (
     MembersSpec,
     ServeSpec,
     SpeculateSpec,
+    VllmSpec,
 )
 from tigerbot.spec.simulate import (
     BuySpec,
@@ -69,6 +70,7 @@ __all__ = [
     "SweepSpec",
     "TrainLoop",
     "TrainSpec",
+    "VllmSpec",
     "flat",
     "json_schema",
     "load_spec",

@@ -111,6 +111,18 @@ class SpeculateSpec(Part):
     max_sequences: Annotated[Count, Field(le=4)] = 2
 
 
+class VllmSpec(Part):
+    """vLLM in place of our own engine, for one model alone and where it is installed: `engine: {vllm: {}}`.
+
+    `slots`, `max_length`, `max_queue` and `prefill_chunk` hold for it too; whether earlier text is kept follows
+    `prefix_cache_bytes`, how much is kept follows from here.
+    """
+
+    kv_cache_bytes: Count | None = None  # auto: on a CPU what the slots need, on a GPU what `gpu_memory` leaves
+    gpu_memory: Annotated[Real, Field(gt=0, le=1)] = 0.9  # share of each GPU, for weights, keys and values
+    compiled: bool = True  # with torch.compile and CUDA graphs; without them it starts sooner
+
+
 class EngineSpec(Part):
     slots: Annotated[Count, Field(le=1024)] = 16
     max_length: Count = 512
@@ -121,6 +133,7 @@ class EngineSpec(Part):
     gate: GateSpec | None = None
     speculate: SpeculateSpec | None = None
     public_prefix: str | None = None  # a system message that all tenants' prompts may share
+    vllm: VllmSpec | None = None
 
 
 class GrammarSpec(Part):

@@ -19,6 +19,7 @@ from typing import Any
 from tigerbot.cluster import Cluster, connect, ray_is_given
 from tigerbot.errors import InputError
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.adapters.vllm_checks import check_vllm
 from tigerbot_serve.deploy.checks import check_door, check_members, check_update, resolved, version_of
 from tigerbot_serve.deploy.ingress import applied, check_port, environment, start_proxy
 from tigerbot_serve.deploy.replica import DEPLOYMENT, DRAIN_MARGIN_S, Version
@@ -142,6 +143,7 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
 def version_to_serve(spec: ServeSpec, keys: KeyRing, folder: Path, port: int = 0) -> Version:
     check_door(spec, keys)
     spec = with_folders(spec)
+    check_vllm(spec)
     check_members(spec)
     spec = resolved(spec, port)
     return Version(spec, keys, version_of(spec, keys), folder.absolute())

@@ -8,7 +8,6 @@ from tigerbot.errors import ModelError
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.deploy.edge import Answered
 from tigerbot_serve.deploy.replica import Version
-from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.gateway.app import BUDGETS, create_app
 from tigerbot_serve.gateway.bank_actor import shared_limiter
@@ -39,8 +38,16 @@ def started_app(version: Version) -> Any:
     return app
 
 
-def _warm_engine(spec: ServeSpec) -> Engine:
-    engine = build_engine(spec)
+def _warm_engine(spec: ServeSpec) -> Any:
+    engine = _engine_of(spec)
     engine.start()
     warm(engine)
     return engine
+
+
+def _engine_of(spec: ServeSpec) -> Any:
+    if spec.engine.vllm is None:
+        return build_engine(spec)
+    from tigerbot_serve.adapters.vllm_engine import VllmEngine
+
+    return VllmEngine(spec)

@@ -29,7 +29,7 @@ from tigerbot_serve.engine.embedding import Embeddings
 from tigerbot_serve.engine.memory import out_of_memory
 from tigerbot_serve.engine.prefill import Reader, States
 from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
-from tigerbot_serve.engine.request import EngineStats, FinishReason, Request
+from tigerbot_serve.engine.request import EngineStats, FinishReason, Request, room_for
 from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.scheduler import Lane, Prefill, Scheduler
 from tigerbot_serve.engine.sequence import Sequence
@@ -108,17 +108,7 @@ class Engine:
             InputError: the prompt does not fit, or is not of this vocabulary.
             ServeError: the engine is not running.
         """
-        room = self.max_length - len(request.prompt_ids)
-        if not request.prompt_ids or room < 1:
-            raise InputError(
-                f"the prompt has {len(request.prompt_ids)} tokens, wants 1 to {self.max_length - 1}",
-                where="prompt",
-                fix="shorten it",
-            )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.members.vocab_size:
-            raise InputError(
-                f"token ids go from 0 to {self.members.vocab_size - 1}", where="prompt", fix="use this tokenizer"
-            )
+        room = room_for(request, self.max_length, self.members.vocab_size)
         draft = Sequence(
             request,
             self.tokenizer,

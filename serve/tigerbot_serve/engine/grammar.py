@@ -58,10 +58,10 @@ class Matcher:
 
 
 class Grammar:
-    """A compiled grammar. Immutable: every text begins with a matcher of its own."""
+    """A compiled grammar and what it was compiled from. Immutable: every text begins with a matcher of its own."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, source: str) -> None:
+        self._matcher, self.source = matcher, source
 
     def begin(self) -> Matcher:
         return Matcher(self._matcher.deep_copy())
@@ -96,7 +96,7 @@ class Grammars:
             matcher = LLMatcher(self._compiler, source, log_level=0, limits=_LIMITS)
             if matcher.is_error():
                 raise InputError(_first_line(matcher.get_error()), where="schema", fix="simplify it")
-            grammar = self._kept[key] = Grammar(matcher)
+            grammar = self._kept[key] = Grammar(matcher, source)
             while len(self._kept) > self._spec.cached:
                 self._kept.popitem(last=False)
             return grammar

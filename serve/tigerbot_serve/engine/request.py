@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tigerbot.chat import Message
+from tigerbot.errors import InputError
 from tigerbot_serve.engine.grammar import Grammar
 from tigerbot_serve.ensemble.evidence import Evidence, Span
 
@@ -73,6 +74,24 @@ class Request:
     prompt_logprobs: int | None = None
     deadline_s: float | None = None
     tenant: str = ""
+
+
+def room_for(request: Request, max_length: int, vocab_size: int) -> int:
+    """How many tokens may follow a request's prompt.
+
+    Raises:
+        InputError: none, or the prompt is not of this vocabulary.
+    """
+    room = max_length - len(request.prompt_ids)
+    if not request.prompt_ids or room < 1:
+        raise InputError(
+            f"the prompt has {len(request.prompt_ids)} tokens, wants 1 to {max_length - 1}",
+            where="prompt",
+            fix="shorten it",
+        )
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
+        raise InputError(f"token ids go from 0 to {vocab_size - 1}", where="prompt", fix="use this tokenizer")
+    return room
 
 
 @dataclass(frozen=True)

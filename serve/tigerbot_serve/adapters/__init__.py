@@ -1,0 +1,1 @@
+"""Engines of others behind the gateway, each where it is installed and only for what it can do."""
