@@ -57,6 +57,8 @@ def record(
     ids: list[int],
     alternatives: list[tuple[tuple[int, float], ...]],
     numbers: list[list[float]],
+    *,
+    gated: bool = False,
 ) -> list[TokenEvent]:
     """Append what was drawn; `numbers` are log-probability, the factual member's own, p_div, p_dev and w of each."""
     events = []
@@ -68,7 +70,7 @@ def record(
         sequence.surprise = linger(sequence.surprise, -expected)
         if risk is not None:
             sequence.expected.append(expected)
-        events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w))
+        events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w, gated=gated))
     return events
 
 

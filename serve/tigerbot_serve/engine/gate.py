@@ -137,7 +137,7 @@ class Gate:
             [logprob, logprob, p if creative else math.nan, math.nan if creative else p, float(creative)]
             for logprob, p in zip(chosen, ps, strict=True)
         ]
-        events = record(sequences, ids_R.tolist(), [()] * len(rows), numbers)
+        events = record(sequences, ids_R.tolist(), [()] * len(rows), numbers, gated=True)
         for sequence, surprise in zip(sequences, surprises, strict=True):
             sequence.debt += 1
             sequence.skipped += 1

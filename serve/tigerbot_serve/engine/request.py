@@ -38,6 +38,7 @@ class Request:
         logprobs: how many alternatives to give with every token's log-probability; None gives neither.
         verify: judge the answer, and rewrite it up to `max_rewrites` times, before any text is given.
         want_tokens: keep every token's probabilities in the summary, the draft's too.
+        shown: special tokens that are part of the text: they are the marks of tool calls.
         unjudged: a text that holds this is given as it is (the mark of a tool call; nothing for "").
         messages: the conversation that the prompt was made of: what a rewrite with evidence is made of.
         plugins: names of those that may look up what the judge doubts.
@@ -65,6 +66,7 @@ class Request:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
+    shown: tuple[int, ...] = ()
     unjudged: str = ""
     messages: tuple[Message, ...] = ()
     plugins: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class TokenEvent:
 
     `logprob` is natural, the mixture's own: before penalties, bias, grammar, temperature and masks (so that dial 0 and
     1 are the single models'); `p_div` and `p_dev` are None where no heads are loaded; `w` is the creative weight.
+    `gated`: the gate left the second member out, so that `logprob` and `w` are those of the first one alone.
     """
 
     text: str
@@ -108,6 +111,7 @@ class TokenEvent:
     p_dev: float | None
     w: float
     of_prompt: bool = False
+    gated: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ _CONTEXT = 4  # tokens decoded again before the new ones: some decoders join a t
 class TextStream:
     """Token ids in, final text out; the same text that decoding all ids at once gives."""
 
-    def __init__(self, tokenizer: Any, stop: Many[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Many[str] = (), shown: Many[int] = ()) -> None:
         self._decode = getattr(tokenizer, "backend_tokenizer", tokenizer).decode
+        self._shown = {token: tokenizer.convert_ids_to_tokens(token) for token in shown}
         self._stop = tuple(text for text in stop if text)
         self._window: list[int] = []
         self._given = 0  # characters of the window's text that have left it
@@ -33,6 +34,8 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token."""
+        if token_id in self._shown:
+            return self._release(self._broken_off() + self._shown[token_id])
         self._window.append(token_id)
         text = self._decode(self._window, skip_special_tokens=True)
         # Only the last replacement character can still become another one: earlier bytes are known to be broken.
@@ -47,6 +50,12 @@ class TextStream:
         """What is held back at the end. Bytes that never became a character are dropped."""
         held, self._held = self._held, ""
         return held
+
+    def _broken_off(self) -> str:
+        """What of the tokens so far was no character yet. The text begins anew behind it."""
+        rest = self._decode(self._window, skip_special_tokens=True)[self._given :]
+        self._window, self._given = [], 0
+        return rest
 
     def _release(self, new: str) -> str:
         text = self._held + new
@@ -99,7 +108,7 @@ class Sequence:
         self.pull: Pull | None = None  # of the evidence, in a rewrite
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
         self.expected: list[float] = []  # the factual member's log-probability of each token, where p_dev was read
-        self._stream = TextStream(tokenizer, request.stop)
+        self._stream = TextStream(tokenizer, request.stop, request.shown)
         self._prompt_stream = TextStream(tokenizer)
         self._end_ids = end_ids
 
@@ -130,6 +139,8 @@ class Sequence:
         p_div: float | None,
         p_dev: float | None,
         w: float,
+        *,
+        gated: bool = False,
     ) -> TokenEvent:
         """Take the next token; its event carries the text that became final, all of it when this is the last one."""
         self.output_ids.append(token_id)
@@ -146,7 +157,7 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and not self._stream.stopped:
             text += self._stream.flush()
-        event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w)
+        event = TokenEvent(text, token_id, logprob, top_logprobs, p_div, p_dev, w, gated=gated)
         self.tokens.append(event)
         return event
 

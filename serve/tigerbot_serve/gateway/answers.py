@@ -13,6 +13,7 @@ from tigerbot.chat import end_token_ids
 from tigerbot_serve.engine.request import FinishEvent, Summary, TokenEvent, Usage
 from tigerbot_serve.ensemble.evidence import Evidence, Span
 from tigerbot_serve.gateway.calls import CallReader, message_of
+from tigerbot_serve.gateway.notations import Notation
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Shape:
         each: answers to a prompt; choice i answers prompt i // each.
         prompts: what `echo` shows before the answers to each prompt.
         begun: the first token of every prompt was not the client's.
-        calls: the text may hold tool calls.
+        calls: how the text may hold tool calls, if it may.
         evidence: give what the judge doubted, looked up and decided.
     """
 
@@ -41,7 +42,7 @@ class Shape:
     each: int = 1
     prompts: tuple[str, ...] = ()
     begun: bool = False
-    calls: bool = False
+    calls: Notation | None = None
     evidence: bool = False
     _readers: dict[int, CallReader] = field(default_factory=dict)
 
@@ -125,7 +126,7 @@ class Shape:
         if not self.chat:
             text = self._prompt(index) + text
             return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": _reason(end)}
-        said = message_of(text) if self.calls else {"content": text}
+        said = message_of(text, self.calls) if self.calls else {"content": text}
         message = {"role": "assistant", "refusal": None, **said}
         reason = _reason(end, "tool_calls" in said)
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
@@ -136,7 +137,7 @@ class Shape:
     def _delta(self, index: int, text: str) -> dict[str, Any]:
         if not self.calls:
             return {"content": text} if text else {}
-        return _merged(self._readers.setdefault(index, CallReader()).push(text))
+        return _merged(self._readers.setdefault(index, CallReader(self.calls, sure=True)).push(text))
 
     def _chunk(self, index: int, delta: Any, reason: str | None) -> dict[str, Any]:
         body = {"delta": delta} if self.chat else {"text": delta}
@@ -184,7 +185,7 @@ class Shape:
 
     def _shown(self, tokens: Sequence[TokenEvent]) -> list[dict[str, Any]]:
         return [
-            {"text": token.text, "p_div": token.p_div, "p_dev": token.p_dev, "w": token.w}
+            {"text": token.text, "p_div": token.p_div, "p_dev": token.p_dev, "w": token.w, "gated": token.gated}
             for token in self._counted(tokens)
             if not token.of_prompt
         ]

@@ -99,7 +99,7 @@ def create_app(
         lifespan=lifespan,
     )
     add_pages(app, spec.model_name)
-    add_live(app, engine, about.let_in)
+    add_live(app, engine, about.let_in, metrics.recent)
     paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.add_middleware(Edge, hosts=LOOPBACK if local else (), routes=paths, limiter=limiter, told=told)
     app.state.engine, app.state.close = engine, close

@@ -21,7 +21,8 @@ from tigerbot_serve.engine.scheduler import QueueFull
 from tigerbot_serve.engine.ticket import Handle
 from tigerbot_serve.gateway.checks import check_biases, check_size, prompt_field
 from tigerbot_serve.gateway.errors import ApiError, broken, too_late
-from tigerbot_serve.gateway.messages import OPEN, encoded
+from tigerbot_serve.gateway.messages import encoded
+from tigerbot_serve.gateway.notations import Notation
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling
 from tigerbot_serve.gateway.tools import Toolbox, grammar_source, toolbox_of
 
@@ -67,7 +68,7 @@ class Wanted:
     requests: list[Request]
     prompts: tuple[str, ...] = ()
     begun: bool = False
-    calls: bool = False
+    calls: Notation | None = None
 
 
 async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: Grammars, tenant: str = "") -> Wanted:
@@ -85,14 +86,14 @@ async def wanted_of(body: Sampling, engine: Decoder, spec: ServeSpec, grammars: 
     check_size(body, engine.tokenizer, engine.max_length, spec.http.max_messages)
     toolbox = None
     if isinstance(body, ChatBody):
-        toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+        toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls, engine.tokenizer)
     prompts = _prompts(body, engine.tokenizer)
     grammar = await _grammar(body, toolbox, spec, grammars)
-    requests = requests_of(body, engine, spec, prompts, grammar, calls=toolbox is not None, tenant=tenant)
+    requests = requests_of(body, engine, spec, prompts, grammar, toolbox=toolbox, tenant=tenant)
     if isinstance(body, CompletionBody):
         begun = isinstance(body.prompts[0], str) and engine.tokenizer.bos_token_id is not None
         return Wanted(requests, _echoed(body, engine.tokenizer), begun)
-    return Wanted(requests, calls=toolbox is not None)
+    return Wanted(requests, calls=toolbox.notation if toolbox else None)
 
 
 def requests_of(
@@ -102,7 +103,7 @@ def requests_of(
     prompts: Sequence[Sequence[int]],
     grammar: Grammar | None,
     *,
-    calls: bool,
+    toolbox: Toolbox | None,
     tenant: str = "",
 ) -> list[Request]:
     """The engine requests of a body: one for each of its answers to each prompt, prompt by prompt.
@@ -144,7 +145,8 @@ def requests_of(
             repetition_penalty=body.repetition_penalty or 1.0,
             logit_bias=body.biases,
             grammar=grammar,
-            unjudged=OPEN if calls else "",
+            unjudged=toolbox.notation.unjudged if toolbox else "",
+            shown=tuple(toolbox.special.values()) if toolbox else (),
             prompt_logprobs=body.wanted_logprobs if shows_prompt else None,
             deadline_s=spec.http.request_timeout_s,
             tenant=tenant,

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tigerbot_serve.gateway.decode import Decoder
+from tigerbot_serve.gateway.recent import Outcomes
 
 LIVE = "/v1/live"
 ALONE = "alone"
@@ -94,15 +95,19 @@ class Live:
         return (decoded - before) / (now - since) if now > since else None
 
 
-def add_live(app: Starlette, engine: Decoder, check_key: Callable[[Request], Any]) -> None:
-    """Measure the app's answers from here on, and tell of them behind `check_key`."""
+def add_live(
+    app: Starlette, engine: Decoder, check_key: Callable[[Request], Any], recent: Callable[[], Outcomes]
+) -> None:
+    """Measure the app's answers from here on, and tell of them, and of what they came to, behind `check_key`."""
     live = Live(engine)
     replicas = _Cached(_replicas)
 
     async def read(request: Request) -> Response:
         check_key(request)
         found = await replicas.get()
-        return JSONResponse({"replica": found.name, "replicas": found.states} | asdict(live.reading()))
+        return JSONResponse(
+            {"replica": found.name, "replicas": found.states} | asdict(live.reading()) | asdict(recent())
+        )
 
     app.router.routes.append(Route(LIVE, read))
     app.add_middleware(_Meter, took=live.took)

@@ -1,8 +1,8 @@
 """A conversation as clients send it, and as a chat template wants it.
 
-A template that takes tools is given them, their calls and their answers. For one that does not, the tools are a system
-text, calls are the text that a model writes them as, and answers are a user's text. This module knows nothing about
-the engine.
+A template that takes tools, and writes calls in a notation that is known here, is given them, their calls and their
+answers. For another one the tools are a system text, calls are the text that Hermes models write them as, and answers
+are a user's text. This module knows nothing about the engine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tigerbot import chat
 from tigerbot_serve.gateway.errors import ApiError
+from tigerbot_serve.gateway.notations import HERMES, Notation, notation_of
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 TOOLS_TEXT = """# Tools
 
 You may call one or more functions to assist with the user query. Their signatures are:
@@ -24,10 +24,10 @@ You may call one or more functions to assist with the user query. Their signatur
 {tools}
 </tools>
 
-For each call, write a JSON object with the function's name and arguments within {open}{close} tags:
-{open}
+For each call, write a JSON object with the function's name and arguments within <tool_call></tool_call> tags:
+<tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
-{close}"""
+</tool_call>"""
 
 
 class Body(BaseModel):
@@ -67,14 +67,9 @@ class Message(Body):
         """Role and text as any chat template takes them."""
         if self.role == "tool":
             return {"role": "user", "content": f"<tool_response>\n{self.text}\n</tool_response>"}
-        calls = [written_call(call.function.name, call.function.arguments) for call in self.tool_calls or ()]
+        calls = [HERMES.written([(call.function.name, call.function.arguments)]) for call in self.tool_calls or ()]
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "\n".join([*([self.text] if self.text or not calls else []), *calls])}
-
-
-def written_call(name: str, arguments: str) -> str:
-    """A call as models of the Hermes and Qwen families write it."""
-    return f'{OPEN}\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n{CLOSE}'
 
 
 def encoded(tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
@@ -85,23 +80,27 @@ def encoded(tokenizer: Any, messages: Sequence[Message], tools: Sequence[dict[st
         InputError, ModelError: see `tigerbot.chat.encode_chat`.
     """
     _check_answers(messages)
-    if chat.takes_tools(tokenizer):
-        rows = [_row(message) for message in messages]
+    if (notation := notation_of(tokenizer)) is not None:
+        rows = [_row(message, notation) for message in messages]
         return chat.encode_chat(tokenizer, rows, generation_prompt=True, tools=tools)[0]
     plain = [message.plain() for message in messages]
     if tools:
         lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-        text = TOOLS_TEXT.format(tools=lines, open=OPEN, close=CLOSE)
+        text = TOOLS_TEXT.format(tools=lines)
         own = plain.pop(0)["content"] if plain[0]["role"] == "system" else ""
         plain.insert(0, {"role": "system", "content": f"{own}\n\n{text}" if own else text})
     return chat.encode_chat(tokenizer, plain, generation_prompt=True)[0]  # type: ignore[arg-type]
 
 
-def _row(message: Message) -> chat.Message:
+def _row(message: Message, notation: Notation) -> chat.Message:
     row: chat.Message = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
     if message.tool_calls:
         row["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.function.name, "arguments": _arguments(call)}}
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {"name": call.function.name, "arguments": _arguments(call, notation)},
+            }
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
@@ -109,8 +108,10 @@ def _row(message: Message) -> chat.Message:
     return row
 
 
-def _arguments(call: ToolCall) -> Any:
-    """As templates want them, an object; what is none stays the text that the client sent."""
+def _arguments(call: ToolCall, notation: Notation) -> Any:
+    """As templates want them, mostly an object; what is none stays the text that the client sent."""
+    if notation.text_arguments:
+        return call.function.arguments
     try:
         found = json.loads(call.function.arguments)
     except (ValueError, RecursionError):

@@ -6,19 +6,22 @@ A request is counted once, when it has ended; what the engine holds is asked whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tigerbot_serve.gateway.recent import TENTHS, Outcomes, Recent, Weights
 from tigerbot_serve.gateway.visit import Visit
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
-_UNIT = tuple(tenth / 10 for tenth in range(1, 11))
+_UNIT = tuple(tenth / TENTHS for tenth in range(1, TENTHS + 1))
+WINDOW_S = 300.0
 _COUNTED = {"tokens_decoded": "Tokens decoded by the engine.", "steps": "Steps of the engine."}
 
 
@@ -33,6 +36,8 @@ class Metrics:
     def __init__(self, stats: Callable[[], Any], dropped: Callable[[], int]) -> None:
         registry = self.registry = CollectorRegistry()
         registry.register(_Engine(stats, dropped))
+        self._weights, self._recent = Weights(), Recent(WINDOW_S)
+        registry.register(_TokenWeights(self._weights))
 
         def histogram(name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, about, buckets=buckets, registry=registry)
@@ -68,15 +73,41 @@ class Metrics:
             self._first.observe(visit.first_token - visit.began)
             if visit.seen > 1 and not visit.judged:  # the tokens of a held answer come all at once
                 self._each.observe((visit.last_token - visit.first_token) / (visit.seen - 1))
+        judged = visit.summaries if visit.judged else ()
         for summary in visit.summaries:
             self._w.observe(summary.w_mean)
-            if visit.judged:
-                self._verdicts.labels(summary.verdict).inc()
-                self._rewrites.inc(summary.rewrites)
+        for summary in judged:
+            self._verdicts.labels(summary.verdict).inc()
+            self._rewrites.inc(summary.rewrites)
+        self._weights.merge(visit.weights)
+        self._recent.count(
+            visit.weights, [summary.verdict for summary in judged], sum(summary.rewrites for summary in judged)
+        )
+
+    def recent(self) -> Outcomes:
+        """What answers of the last five minutes came to."""
+        return self._recent.reading()
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
+
+
+class _TokenWeights(Collector):
+    """One histogram filled a request at a time: observing every token would cost more than decoding some."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def collect(self) -> Iterable[Metric]:
+        below = [*accumulate(self._weights.counts)]
+        buckets = [(str(edge), count) for edge, count in zip(_UNIT, below, strict=True)]
+        yield HistogramMetricFamily(
+            "tiger_token_w",
+            "Creative weight of every token that was given.",
+            buckets=[*buckets, ("+Inf", below[-1])],
+            sum_value=self._weights.total,
+        )
 
 
 class _Engine(Collector):

@@ -39,7 +39,7 @@ ABOUT = {
     "plugins": "Plug-ins of the server, by name, that may be asked about what the judge doubts.",
     "evidence": "Give what the judge doubted, what was found about it, and why an answer was changed or not.",
     "timeline": "Give when the request was admitted, when its first token came, and so on, in milliseconds.",
-    "ensemble_tokens": "Give every token's p_div, p_dev and creative weight w.",
+    "ensemble_tokens": "Give every token's p_div, p_dev and creative weight w, and whether the gate skipped a member for it.",
     "seed": "The same seed, body and model give the same answer.",
 }
 ERRORS = {

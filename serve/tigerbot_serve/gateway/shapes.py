@@ -26,12 +26,13 @@ class Error(BaseModel):
 
 
 class TokenShown(BaseModel):
-    """What the ensemble thought of one token."""
+    """What the ensemble thought of one token. `gated`: the second member was not asked; `w` is the first one's end."""
 
     text: str
     p_div: float | None
     p_dev: float | None
     w: float
+    gated: bool
 
 
 class SpanShown(BaseModel):
@@ -218,7 +219,10 @@ class EmbeddingList(BaseModel):
 
 
 class Live(BaseModel):
-    """One replica: its name, how many of each state there are, its engine and its recent past."""
+    """One replica: its name, how many of each state there are, its engine and its recent past.
+
+    `w_tenths` counts the tokens of the last five minutes by creative weight, (0, 0.1] first; `verdicts` its judged answers.
+    """
 
     replica: str
     replicas: dict[str, int]
@@ -231,6 +235,10 @@ class Live(BaseModel):
     answers: int
     p50_s: float | None
     p99_s: float | None
+    w_tenths: list[int]
+    w_mean: float | None
+    verdicts: dict[str, int]
+    rewrites: int
 
 
 class Model(BaseModel):

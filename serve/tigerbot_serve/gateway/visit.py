@@ -14,6 +14,7 @@ from tigerbot_serve.engine.request import Event, FinishEvent, PhaseEvent, Summar
 from tigerbot_serve.engine.ticket import Handle
 from tigerbot_serve.gateway.keys import Key
 from tigerbot_serve.gateway.ledger import Tokens
+from tigerbot_serve.gateway.recent import Weights
 
 CLIENT_LEFT = 499
 
@@ -29,7 +30,7 @@ class Visit:
         code: of an error.
         began: by the clock `time.perf_counter`, as all times here; `epoch` is the same moment since 1970.
         marks: what happened when, in order: admitted, phases of held answers, first_token, finished, answered.
-        seen: tokens of the answer that were delivered.
+        seen: tokens of the answer that were delivered; `weights` are their w.
         judged: whether the answer was held for the judge.
         each: answers to a prompt.
     """
@@ -51,6 +52,7 @@ class Visit:
     last_token: float | None = None
     ended: float = 0.0
     seen: int = 0
+    weights: Weights = field(default_factory=Weights)
     judged: bool = False
     each: int = 1
     _open: int = 0
@@ -74,6 +76,7 @@ class Visit:
         """An event of one of its answers arrived."""
         if isinstance(event, TokenEvent):
             self.seen += 1
+            self.weights.add(event.w)
             if self.first_token is None:
                 self.first_token = time.perf_counter()
                 self.marks.append(("first_token", self.first_token))

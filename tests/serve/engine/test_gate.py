@@ -112,6 +112,7 @@ def test_greedy_answers_are_the_plain_ensembles(kind, together, engine_of, ask, 
             if theirs.w not in (0.0, 1.0):  # both members ran: all numbers are the mixture's
                 assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-5)
                 assert mine.w == pytest.approx(theirs.w, abs=1e-5)
+        assert sum(token.gated for token in other.tokens) == (other.end.summary.gate_rate or 0) * len(other.tokens)
     rates = [answer.end.summary.gate_rate or 0.0 for answer in found]
     assert max(rates) > 0.3 and rates[-2:] == [0.0, 0.0]
 
@@ -125,7 +126,8 @@ def test_a_risk_is_told_only_where_the_factual_member_ran(engine_of, ask, heads)
     gated = ask(engine_of("lora", engine={"gate": {"min_run": 2, "max_debt": 4}}, **fields), request)[0]
 
     assert gated.ids == plain.ids
-    skipped = [event for event in gated.tokens if event.w == 1.0]
+    skipped = [event for event in gated.tokens if event.gated]
+    assert {event.w for event in skipped} == {1.0} and not any(event.gated for event in plain.tokens)
     assert len(skipped) > 8 and all(event.p_dev is None for event in skipped)
     told = [(a, b.p_dev) for a, b in zip(gated.end.summary.tokens, plain.end.summary.tokens, strict=True)]
     assert sum(token.p_dev is not None for token, _ in told) > len(told) - 6  # paid debts were read after all

@@ -14,7 +14,8 @@ from tigerbot.spec import GrammarSpec
 from tigerbot_serve.engine.grammar import Grammars
 from tigerbot_serve.gateway.calls import CallReader, message_of
 from tigerbot_serve.gateway.errors import ApiError
-from tigerbot_serve.gateway.messages import Message, encoded, written_call
+from tigerbot_serve.gateway.messages import Message, encoded
+from tigerbot_serve.gateway.notations import HERMES, LLAMA, MISTRAL, TABLE, Notation, notation_of
 from tigerbot_serve.gateway.schema import ChatBody, parse
 from tigerbot_serve.gateway.tools import MAX_CALLS, grammar_source, toolbox_of
 
@@ -33,6 +34,7 @@ WEATHER = {
 }
 CLOCK = {"type": "function", "function": {"name": "weather_clock"}}
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+MARKED = [notation for notation in TABLE if notation.mark]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[]<>/\n城', max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -43,50 +45,125 @@ TEMPLATE = (
     "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}"
     "{% for message in messages %}{% if message.role == 'tool' %}<|user|>{{ message.content }}<|end|>"
     "{% else %}{{ '<|' + message.role + '|>' }}{% if message.content %}{{ message.content }}{% endif %}"
-    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}"
-    "{% endfor %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.name }}{{ call.function.arguments | tojson }}"
+    "</tool_call>{% endfor %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def call_text(name: str, arguments: str, notation: Notation = HERMES) -> str:
+    return notation.written([(name, arguments)])
+
+
+def read(text: str, cuts: list[int], notation: Notation, *, sure: bool = False) -> tuple[str, list[tuple[str, str]]]:
+    """Content and calls of an answer that comes in pieces."""
+    marks = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
+    reader = CallReader(notation, sure=sure)
+    deltas = [delta for low, high in pairwise(marks) for delta in reader.push(text[low:high])]
+    deltas += reader.flush()
+    calls: list[list[str]] = []
+    for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
+        if "id" in piece:
+            assert piece["index"] == len(calls) and piece["function"]["arguments"] == ""
+            calls.append([piece["function"]["name"], ""])
+        else:
+            assert piece["index"] == len(calls) - 1
+            calls[-1][1] += piece["function"]["arguments"]
+    assert reader.calls == len(calls)
+    return "".join(delta.get("content", "") for delta in deltas), [(name, arguments) for name, arguments in calls]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lead=st.text("hi <城tol_ca", max_size=12),
+    notation=st.sampled_from(TABLE),
+    sure=st.booleans(),
+    lead=st.text("hi <城tol_caTOL[\uff5c", max_size=12),
     calls=st.lists(st.dictionaries(st.text(max_size=6), JSON, max_size=3), max_size=3),
     cuts=st.lists(st.integers(0, 400), max_size=12),
 )
-def test_calls_are_read_the_same_however_the_text_is_cut(lead, calls, cuts) -> None:
+def test_calls_are_read_the_same_however_the_text_is_cut(notation, sure, lead, calls, cuts) -> None:
     texts = [json.dumps(call, ensure_ascii=False) for call in calls]
-    answer = lead + "\n".join(written_call(f"f-{index}", text) for index, text in enumerate(texts))
-    marks = sorted({0, len(answer), *(min(cut, len(answer)) for cut in cuts)})
-    reader = CallReader()
+    wanted = [(f"f-{index}", text) for index, text in enumerate(texts)]
+    lead = lead if notation.mark or not calls else ""
+    answer = lead + (notation.written(wanted) if wanted else "")
 
-    deltas = [delta for low, high in pairwise(marks) for delta in reader.push(answer[low:high])]
-    deltas += reader.flush()
+    content, found = read(answer, cuts, notation, sure=sure)
 
-    assert "".join(delta.get("content", "") for delta in deltas) == lead
-    pieces = [piece for delta in deltas for piece in delta.get("tool_calls", ())]
-    for index, text in enumerate(texts):
-        mine = [piece for piece in pieces if piece["index"] == index]
-        assert [piece["function"]["name"] for piece in mine if "id" in piece] == [f"f-{index}"]
-        assert "".join(piece["function"]["arguments"] for piece in mine) == text
-    whole = message_of(answer)
+    assert (content, found) == (lead, wanted)
+    whole = message_of(answer, notation)
     assert [call["function"]["arguments"] for call in whole.get("tool_calls", ())] == texts
     assert len({call["id"] for call in whole.get("tool_calls", ())}) == len(texts)
 
 
-def test_an_answer_cut_off_in_a_call_keeps_what_there_was() -> None:
-    cut = written_call("weather", '{"城市": "北京"}')[:-20]
+@settings(max_examples=60, deadline=None)
+@given(notation=st.sampled_from(TABLE), data=st.data(), cuts=st.lists(st.integers(0, 400), max_size=12))
+def test_a_broken_text_too_is_read_the_same_however_it_is_cut(notation, data, cuts) -> None:
+    texts = [json.dumps(one) for one in data.draw(st.lists(st.dictionaries(st.text(max_size=3), JSON), max_size=2))]
+    answer = notation.written([("f", text) for text in texts]) if texts else notation.open + notation.before
+    at = data.draw(st.integers(0, len(answer)))
+    until = data.draw(st.integers(at, len(answer)))
+    broken = answer[:at] + data.draw(st.text(' x"{}[],:;<\n', max_size=4)) + answer[until:]
 
-    (call,) = message_of(cut)["tool_calls"]
+    assert read(broken, cuts, notation) == read(broken, [], notation)
+
+
+@pytest.mark.parametrize("notation", TABLE, ids=lambda notation: notation.name)
+def test_what_is_no_json_is_text(notation) -> None:
+    for arguments in ('{"city": Paris}', "{'city': 1}", '{"city": 1,}', '"city"', "[1]"):
+        answer = call_text("weather", arguments, notation)
+        assert message_of(answer, notation) == {"content": answer}
+        assert read(answer, [*range(len(answer))], notation) == (answer, [])
+    named = notation.written([("a b", "{}")])
+    assert message_of(named, notation) == {"content": named}
+
+
+@pytest.mark.parametrize("notation", MARKED, ids=lambda notation: notation.name)
+def test_a_broken_call_leaves_the_others_and_the_text_around_them(notation) -> None:
+    bad, good = call_text("f", "{oops}", notation), call_text("g", "{}", notation)
+
+    said = message_of(f"First {bad}, then {good} and so on.", notation)
+
+    assert [call["function"]["name"] for call in said["tool_calls"]] == ["g"]
+    assert said["content"] == f"First {bad}, then and so on."
+
+
+def test_families_vary_white_space_and_add_what_is_passed_over() -> None:
+    python = '<|python_tag|>{ "name":"weather" , "parameters" :{"a": 1} }'
+    array = '[TOOL_CALLS][{"name": "f", "arguments": {}, "id": "abcdefghi"},\n {"name": "g", "arguments": {}}]'
+
+    assert read(python, [3, 20], LLAMA) == ("", [("weather", '{"a": 1}')])
+    assert read(array, [13, 50], MISTRAL) == ("", [("f", "{}"), ("g", "{}")])
+    assert read('{"answer": 42}', [1], LLAMA) == ('{"answer": 42}', [])
+    assert read('It is {"name": "f", "parameters": {}}', [], LLAMA)[1] == []
+    (call,) = message_of('[TOOL_CALLS] [{"name": "f", "arguments": {}}]', MISTRAL)["tool_calls"]
+    assert len(call["id"]) == 9 and call["id"].isalnum()
+
+
+def test_an_answer_cut_off_in_a_call_keeps_what_there_was() -> None:
+    cut = call_text("weather", '{"城市": "北京"}')[:-20]
+
+    (call,) = message_of(cut, HERMES)["tool_calls"]
 
     assert call["function"]["name"] == "weather" and '{"城市": "北京"}'.startswith(call["function"]["arguments"])
-    assert message_of("a <tool_ca") == {"content": "a <tool_ca"}
+    assert read(cut, [30], HERMES, sure=True) == read(cut, [30], HERMES)
+    assert message_of("a <tool_ca", HERMES) == {"content": "a <tool_ca"}
+
+
+def test_a_template_says_how_calls_are_written_and_an_unknown_one_is_told(tokenizer, monkeypatch) -> None:
+    def chosen(template: str | dict[str, str]) -> Notation | None:
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        return notation_of(tokenizer)
+
+    assert [chosen("{% if tools %}" + " ".join(one.known_by)) for one in TABLE] == list(TABLE)
+    assert chosen({"default": "x", "tool_use": "{{ tools }}<tool_call>"}) is HERMES
+    assert chosen("{{ tools }}<tool_call><function=f>") is None  # Qwen3-Coder's XML
+    assert chosen("{{ tools }}<tool_call><arg_key>") is None  # GLM's
+    assert chosen("{{ messages }}<tool_call>") is None and chosen("{{ tools }}") is None
 
 
 def follows(tokenizer, fields: dict, text: str) -> bool | None:
     """Whether an answer may be this text; None: it may begin so."""
     body, _ = parse(ChatBody, PLAIN | fields)
-    toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+    toolbox = toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls, tokenizer)
     found = grammar_source(body.response_format, toolbox, GrammarSpec())
     assert found is not None
     matcher = Grammars(tokenizer, GrammarSpec()).compile(found[0]).begin()
@@ -99,14 +176,14 @@ def follows(tokenizer, fields: dict, text: str) -> bool | None:
 
 
 def test_the_choice_decides_what_may_be_written(tokenizer) -> None:
-    call, clock = written_call("weather", '{"城市":"北京"}'), written_call("weather_clock", "{}")
+    call, clock = call_text("weather", '{"城市":"北京"}'), call_text("weather_clock", "{}")
     both = {"tools": [WEATHER, CLOCK]}
     named = both | {"tool_choice": {"type": "function", "function": {"name": "weather"}}}
     only = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "weather_clock"}}]}
 
     assert follows(tokenizer, both, "text") and follows(tokenizer, both, f"text{call}\n{clock}")
     assert follows(tokenizer, both, "a <tool_call>\n{") is None
-    assert follows(tokenizer, both, written_call("weather", '{"city":1}')) is False
+    assert follows(tokenizer, both, call_text("weather", '{"city":1}')) is False
     assert follows(tokenizer, both | {"tool_choice": "required"}, "text") is False
     assert follows(tokenizer, both | {"tool_choice": "required"}, f"{clock}\n{call}")
     assert follows(tokenizer, both | {"parallel_tool_calls": False}, f"{call}\n{clock}") is False
@@ -133,10 +210,10 @@ def test_the_choice_decides_what_may_be_written(tokenizer) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}}, None),
     ],
 )
-def test_a_wrong_tool_choice_or_format_is_named(fields, param) -> None:
+def test_a_wrong_tool_choice_or_format_is_named(fields, param, tokenizer) -> None:
     with pytest.raises(ApiError) as refused:
         body, _ = parse(ChatBody, PLAIN | fields)
-        toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+        toolbox_of(body.tools, body.tool_choice, body.parallel_tool_calls, tokenizer)
 
     assert refused.value.status == 400
     assert (refused.value.param or "").startswith(param or "response_format.json_schema.schema")

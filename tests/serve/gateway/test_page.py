@@ -50,7 +50,7 @@ def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(
     page.keyboard.press("Space")
     tab_to(page, "layer-div")
     page.keyboard.press("Space")
-    assert page.evaluate("[...document.body.classList].sort()") == ["dev", "heat", "ready"]
+    assert page.evaluate("[...document.body.classList].sort()") == ["dev", "gated", "heat", "ready"]
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement === document.querySelectorAll('.token')[1]")
@@ -66,7 +66,7 @@ def test_the_keyboard_alone_asks_turns_the_dial_reads_the_heat_map_and_compares(
     assert sent.value.post_data_json["compare"] is True
     assert second.locator("h2").all_text_contents() == ["Creative alone", "Factual alone", "Ensemble"]
     assert second.locator("header small").all_text_contents() == ["dial 1.00", "dial 0.00", "dial 0.50"]
-    assert all(second.locator(".text").all_text_contents())
+    assert any(second.locator(".text").all_text_contents())  # a fresh model may end an answer at once
     assert page.problems == []
 
 
@@ -120,8 +120,34 @@ def test_the_live_panel_shows_the_replica_and_asks_again(serve_engine, page) -> 
     with page.expect_response("**/v1/live"):
         pass
     page.wait_for_function("document.querySelectorAll('.tile b')[4].textContent.endsWith('s')")
-    page.click("#show-live")
+    page.keyboard.press("Enter")
     assert page.locator("#live").is_hidden()
+
+
+def test_the_live_panel_shows_how_creative_tokens_were_and_how_checks_came_out(serve_engine, heads, page) -> None:
+    opened(page, serve_engine(heads=str(heads(p_dev=3.0)), engine={"max_length": 512}).url)
+    page.evaluate("document.getElementById('rewrites').value = 0")
+    tab_to(page, "dial")
+    page.keyboard.press("End")
+    ask(page, "The fox")
+    tab_to(page, "dial")
+    page.keyboard.press("Home")
+    ask(page, "The rain")
+
+    tab_to(page, "show-live")
+    page.keyboard.press("Enter")
+    page.locator(".bars li").first.wait_for()
+
+    shares = [int(text.split(": ")[1].split("%")[0]) for text in page.locator(".bars li").all_text_contents()]
+    assert len(shares) == 10 and shares[0] > 0 and shares[9] > 0 and sum(shares[1:9]) == 0
+    high = page.locator(".bars li").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().height)")
+    assert max(high) > 10 and high[4] == 0
+    checked = page.locator(".tile", has_text="checked").first
+    assert checked.locator("b").text_content() == "0%" and "of 2 checked" in checked.text_content()
+    assert "fine 0, doubtful 1, unchecked 1" in checked.text_content()
+    page.locator("#language").press("Enter")
+    page.locator(".tile", has_text="存疑 1").wait_for()
+    assert page.problems == []
 
 
 def test_a_key_is_kept_only_when_its_box_is_ticked(serve_engine, page) -> None:

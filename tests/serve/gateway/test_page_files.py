@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import openai
 import pytest
 
 from tigerbot_serve.engine.request import EngineStats
+from tigerbot_serve.ensemble import review
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.gateway.live import Live, percentile
 from tigerbot_serve.gateway.pages import FOLDER
@@ -47,6 +49,15 @@ def test_both_languages_have_every_word_that_the_page_says() -> None:
     assert names <= set(tables["en"])
     holes = {name: [re.findall(r"\{\w+\}", table[name]) for table in tables.values()] for name in tables["en"]}
     assert [name for name, (en, zh) in holes.items() if sorted(en) != sorted(zh)] == []
+
+
+def test_every_reason_that_a_review_gives_is_known_to_the_page_in_both_languages() -> None:
+    given = set(re.findall(r'reasons\.append\("([^"]+)"\)', Path(review.__file__ or "").read_text()))
+    known = dict(re.findall(r'^  "(.+)": "(reason_\w+)",$', (FOLDER / "rewrite.js").read_text(), re.MULTILINE))
+
+    assert set(known) == given and len(given) > 5
+    for name in ("en", "zh"):
+        assert set(known.values()) <= set(json.loads((FOLDER / f"strings.{name}.json").read_text()))
 
 
 def test_compare_gives_both_members_alone_and_the_ensemble_from_one_request(serve_engine, heads) -> None:

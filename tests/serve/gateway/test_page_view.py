@@ -109,6 +109,47 @@ def test_bytes_of_a_character_are_one_word_of_the_map(opened) -> None:
     assert opened.locator("#tip dd").all_text_contents() == ["狐", "90%", "50%", "50%", "yes"]
 
 
+def test_a_skipped_expert_is_dots_above_the_word_a_row_of_its_tip_and_a_layer_of_the_legend(opened) -> None:
+    layer = opened.locator("#layer-gated")
+    ask(opened, stream([token("plain ")]))
+    assert layer.is_hidden()  # nothing here is skipped, so there is nothing to explain
+
+    turn = ask(opened, stream([token("both ", gated=False), token("one", w=1.0, gated=True)]))
+
+    both, one = turn.locator(".token").all()
+    drawn = "node => getComputedStyle(node).textDecorationLine + ' ' + getComputedStyle(node).textDecorationStyle"
+    assert (both.evaluate(drawn), one.evaluate(drawn)) == ("none solid", "overline dotted")
+    both.focus()
+    assert opened.locator("#tip .gated").count() == 0
+    opened.keyboard.press("ArrowRight")
+    assert described(opened) == (
+        "one",
+        "word one may leave the facts 10% room for ideas 50% creative weight 100% second expert skipped yes",
+    )
+    opened.locator("#layer-div").focus()
+    opened.keyboard.press("Tab")
+    opened.keyboard.press("Space")
+    assert one.evaluate(drawn) == "none solid" and not layer.is_checked()
+    opened.click("#language")
+    assert "跳过第二位专家" in opened.locator(".layer.skipped").text_content()
+    opened.reload()
+    opened.locator("body.ready").wait_for()
+    assert not layer.is_checked() and opened.locator("#layer-div").is_checked()  # layers are kept
+    assert opened.problems == []
+
+
+def described(page: Any) -> tuple[str, str]:
+    """Name and description that a screen reader is given for what has the focus."""
+    tools = page.context.new_cdp_session(page)
+    tools.send("DOM.enable")
+    tools.send("Accessibility.enable")
+    node = tools.send("Runtime.evaluate", {"expression": "document.activeElement"})["result"]["objectId"]
+    (found,) = tools.send("Accessibility.getPartialAXTree", {"objectId": node, "fetchRelatives": False})["nodes"]
+    tools.detach()
+    text = page.evaluate("document.activeElement.textContent")
+    return text, " ".join(found["description"]["value"].split())
+
+
 def test_every_control_has_a_name_for_a_screen_reader_in_both_languages(opened) -> None:
     nameless = """() => [...document.querySelectorAll('button, input, select, textarea')].filter(node => {
         const label = node.getAttribute('aria-label') || [...(node.labels || [])].map(one => one.textContent).join('');
@@ -155,6 +196,31 @@ def test_a_rewrite_shows_its_changes_reasons_and_evidence_on_demand(opened) -> N
     link = turn.locator(".because a")
     assert link.count() == 1 and link.get_attribute("href") == "https://example.org/a?b=1"
     assert {"noopener", "nofollow"} <= set(link.get_attribute("rel").split())
+
+
+def test_all_that_the_judge_doubted_is_marked_and_its_reasons_are_told_in_the_pages_language(opened) -> None:
+    tokens = [token("🦊 1973"), token(" in "), token("Mill"), token(" Street.")]
+    flagged = [
+        {"start": 10, "end": 21, "text": "Mill Street", "p_dev": 0.7},
+        {"start": 4, "end": 5, "text": "7", "p_dev": 0.61},
+        {"start": 5, "end": 6, "text": "3", "p_dev": 0.4},
+        {"start": 0, "end": 3, "text": "elsewhere", "p_dev": 0.9},
+    ]
+    reasons = ["the rewrite is no better", "search: no answer within 2 s"]
+
+    turn = ask(opened, stream(tokens, verdict="flagged", flagged=flagged, reasons=reasons))
+    turn.locator(".why button").press("Enter")
+
+    assert turn.locator("mark").all_text_contents() == ["1973", "Mill Street"]
+    assert turn.locator(".because p.text").text_content() == "🦊 1973 in Mill Street."
+    assert opened.evaluate("document.activeElement.textContent") == "1973"
+    opened.click("#language")
+    assert turn.locator(".because li").all_text_contents() == [
+        "“1973”有 61% 的可能偏离事实。",
+        "“Mill Street”有 70% 的可能偏离事实。",
+        "改写并没有更好。",
+        "search: no answer within 2 s",
+    ]
 
 
 def test_a_difference_goes_by_words_and_in_chinese_by_characters(opened) -> None:

@@ -1,5 +1,6 @@
-// The heat map: every word with its two calibrated probabilities. The layers are switched by classes on <body>, so all
-// answers change at once; one tooltip serves all words; the arrow keys go from word to word.
+// The heat map: every word with its two calibrated probabilities, and whether the second expert was skipped for it. The
+// layers are switched by classes on <body>, so all answers change at once; one tooltip serves all words; the arrow keys go
+// from word to word.
 
 import { element, percent, t } from "./strings.js";
 
@@ -23,13 +24,12 @@ function joined(tokens) {
   const numbers = (name) => tokens.map((token) => token[name]).filter((value) => typeof value === "number");
   const most = (name) => (numbers(name).length ? Math.max(...numbers(name)) : null);
   const weights = numbers("w");
-  const gated = tokens.map((token) => token.gated).filter((value) => typeof value === "boolean");
   return {
     text: tokens.map((token) => token.text).join(""),
     p_dev: most("p_dev"),
     p_div: most("p_div"),
     w: weights.length ? weights.reduce((sum, one) => sum + one, 0) / weights.length : null,
-    gated: gated.length ? gated.every(Boolean) : null,
+    gated: tokens.every((token) => token.gated === true),
   };
 }
 
@@ -74,6 +74,10 @@ function tokenNode(group, text) {
   values.set(node, group);
   if (typeof group.p_dev === "number") node.style.setProperty("--dev", group.p_dev);
   if (typeof group.p_div === "number") node.style.setProperty("--div", group.p_div);
+  if (group.gated) {
+    node.classList.add("gated");
+    document.body.classList.add("gates"); // a legend of what never happens here would only be asked about
+  }
   return node;
 }
 
@@ -91,15 +95,16 @@ export function doubtfulSpan(groups, least = 0.3) {
   const edge = Math.max(least, top / 2);
   let from = risk.indexOf(top);
   let to = from + 1;
-  while (from > 0 && (risk[from - 1] >= edge || inWord(groups, from))) from -= 1;
-  while (to < groups.length && (risk[to] >= edge || inWord(groups, to))) to += 1;
+  const within = (at) => inWord(groups[at - 1].text, groups[at].text);
+  while (from > 0 && (risk[from - 1] >= edge || within(from))) from -= 1;
+  while (to < groups.length && (risk[to] >= edge || within(to))) to += 1;
   return { from, to, p_dev: top, text: groups.slice(from, to).map((group) => group.text).join("").trim() };
 }
 
-// Whether a word or a number goes on across the border before this group; Chinese has no such borders.
-function inWord(groups, at) {
+// Whether a word or a number goes on from one text to the next; Chinese has no such borders.
+export function inWord(before, after) {
   const letter = /(?!\p{Script=Han})[\p{L}\p{N}]/u;
-  return letter.test(groups[at - 1].text.slice(-1)) && letter.test(groups[at].text.slice(0, 1));
+  return letter.test(before.slice(-1)) && letter.test(after.slice(0, 1));
 }
 
 export function watchTokens(root, tip) {
@@ -143,7 +148,7 @@ function fill(tip, node, group) {
     ["tip_p_div", percent(group.p_div), "div"],
     ["tip_w", percent(group.w), ""],
   ];
-  if (group.gated !== null) rows.push(["tip_gated", t(group.gated ? "yes" : "no"), ""]);
+  if (group.gated) rows.push(["tip_gated", t("yes"), "gated"]);
   const list = element("dl");
   for (const [name, value, kind] of rows) list.append(element("dt", kind, t(name)), element("dd", "", value));
   tip.replaceChildren(list);

@@ -1,8 +1,8 @@
-// The live panel: what the replicas do now, asked every two seconds while it is open and the page is seen. Each reading
-// is of one replica; those of the last seconds are added up.
+// The live panel: what the replicas do now and what their answers came to, asked every two seconds while it is open and
+// the page is seen. Each reading is of one replica; those of the last seconds are added up.
 
 import { liveNumbers } from "./api.js";
-import { element, t, worded } from "./strings.js";
+import { element, percent, t, worded } from "./strings.js";
 import { errorText } from "./turn.js";
 
 const EVERY_MS = 2000;
@@ -52,15 +52,47 @@ export class LivePanel {
       tile("live_rate", rate.toFixed(rate < 10 ? 1 : 0), curve(this.rates)),
       tile("live_p50", duration(slowest("p50_s")), answers),
       tile("live_p99", duration(slowest("p99_s")), answers.cloneNode(true)),
+      rewritten(all, sum("rewrites")),
+      weights(all),
     );
   }
 }
 
-function tile(name, value, below) {
+function tile(name, value, ...below) {
   const node = element("div", "tile");
-  node.append(worded("span", "name", name), element("b", "", value));
-  if (below) node.append(below);
+  node.append(worded("span", "name", name), element("b", "", value), ...below.filter(Boolean));
   return node;
+}
+
+// The share of checked answers that were changed, and how all of them came out.
+function rewritten(all, tried) {
+  const count = (verdict) => all.reduce((total, one) => total + (one.verdicts?.[verdict] ?? 0), 0);
+  const found = Object.fromEntries(["ok", "rewritten", "flagged", "unverified"].map((name) => [name, count(name)]));
+  const checked = Object.values(found).reduce((total, one) => total + one, 0);
+  return tile(
+    "live_rewritten",
+    percent(checked ? found.rewritten / checked : null),
+    worded("small", "", "live_checked", { count: checked, tried }),
+    worded("small", "verdicts", "live_verdicts", found),
+  );
+}
+
+// How creative the tokens were: a bar for each tenth of w, from facts to ideas. Each bar has its share as text.
+function weights(all) {
+  const tenths = Array.from({ length: 10 }, (_, at) => all.reduce((total, one) => total + (one.w_tenths?.[at] ?? 0), 0));
+  const tokens = tenths.reduce((total, one) => total + one, 0);
+  const mean = all.reduce((total, one) => total + (one.w_mean ?? 0) * (one.w_tenths ?? []).reduce((sum, n) => sum + n, 0), 0);
+  const bars = element("ol", "bars");
+  tenths.forEach((count, at) => {
+    const bar = element("li");
+    bar.style.setProperty("--high", count / Math.max(1, ...tenths));
+    const share = percent(tokens ? count / tokens : null);
+    bar.append(worded("span", "hidden", "live_w_bar", { from: 10 * at, to: 10 * at + 10, share }));
+    bars.append(bar);
+  });
+  const ends = element("div", "ends");
+  ends.append(worded("small", "", "facts"), worded("small", "", "live_w_tokens", { count: tokens }), worded("small", "", "ideas"));
+  return tile("live_w", percent(tokens ? mean / tokens : null), bars, ends);
 }
 
 function meter(used, all) {

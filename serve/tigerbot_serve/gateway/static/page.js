@@ -8,6 +8,7 @@ import { loadStrings, otherLanguage, speak, t } from "./strings.js";
 import { Turn } from "./turn.js";
 
 const MODEL = document.querySelector('meta[name="model"]')?.content || "tiger";
+const LAYERS = ["dev", "div", "gated"];
 const $ = (id) => document.getElementById(id);
 
 let history = []; // messages of the exchanges that ended well
@@ -144,20 +145,19 @@ function dial() {
 function layers() {
   const draw = () => {
     const on = $("heat").getAttribute("aria-pressed") === "true";
-    const shown = { heat: on, dev: on && $("layer-dev").checked, div: on && $("layer-div").checked };
-    for (const [name, value] of Object.entries(shown)) document.body.classList.toggle(name, value);
+    document.body.classList.toggle("heat", on);
+    for (const name of LAYERS) document.body.classList.toggle(name, on && $(`layer-${name}`).checked);
     $("legend").hidden = !on;
-    localStorage.setItem("tiger.layers", JSON.stringify([on, $("layer-dev").checked, $("layer-div").checked]));
+    localStorage.setItem("tiger.layers", JSON.stringify([on, ...LAYERS.map((name) => $(`layer-${name}`).checked)]));
   };
-  const [on, dev, div] = JSON.parse(localStorage.getItem("tiger.layers")) || [true, true, true];
+  const [on = true, ...kept] = JSON.parse(localStorage.getItem("tiger.layers")) || [];
   $("heat").setAttribute("aria-pressed", String(on));
-  $("layer-dev").checked = dev;
-  $("layer-div").checked = div;
+  LAYERS.forEach((name, at) => { $(`layer-${name}`).checked = kept[at] ?? true; });
   $("heat").addEventListener("click", () => {
     $("heat").setAttribute("aria-pressed", String($("heat").getAttribute("aria-pressed") !== "true"));
     draw();
   });
-  for (const name of ["layer-dev", "layer-div"]) $(name).addEventListener("change", draw);
+  for (const name of LAYERS) $(`layer-${name}`).addEventListener("change", draw);
   draw();
 }
 
