@@ -12,6 +12,8 @@ import secrets
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tigerbot_serve.deploy.patience import be_impatient
+
 ANSWERED = b"x-tiger-replica"  # stands in every answer of a replica
 _LOST = {
     "error": {
@@ -30,7 +32,8 @@ _HEADERS = [
 
 
 def middlewares() -> list[Middleware]:
-    """Named to Ray Serve in an environment variable, so that every proxy loads it."""
+    """Named to Ray Serve in an environment variable: every process that will listen asks for it before it does."""
+    be_impatient()
     return [Middleware(Lost)]  # type: ignore[arg-type]
 
 
