@@ -127,5 +127,5 @@ class _Watched(AsyncIterator[Event]):
             self._tokens += 1
         elif isinstance(event, FinishEvent) and event.finish_reason != "cancelled":
             took = (time.monotonic() - self._began) / max(1, self._tokens)
-            self._ended(None if event.finish_reason == "error" else took)
+            self._ended(None if event.finish_reason in ("error", "memory") else took)
         return event
