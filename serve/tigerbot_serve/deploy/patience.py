@@ -28,6 +28,7 @@ _LATE = {
 _BODY = json.dumps(_LATE).encode()
 _ANSWER = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"x-should-retry: false\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
