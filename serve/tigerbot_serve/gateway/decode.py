@@ -27,7 +27,9 @@ class Decoder(Protocol):
 
     tokenizer: Any
     max_length: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     @property
     def alive(self) -> bool: ...

@@ -14,7 +14,7 @@ import pytest
 
 from tigerbot_serve.engine.request import EngineStats
 from tigerbot_serve.gateway.keys import KeyRing
-from tigerbot_serve.gateway.live import Live, percentile
+from tigerbot_serve.gateway.live import ALONE, Live, Replicas, percentile
 from tigerbot_serve.gateway.pages import FOLDER
 
 ASK: Any = [{"role": "user", "content": "狐狸在河边唱歌。The fox sings."}]
@@ -100,10 +100,10 @@ def test_rates_and_latencies_are_of_the_recent_past() -> None:
     for second in range(1, 41):
         now[0], decoded[0] = float(second), decoded[0] + (100 if second <= 20 else 10)
         live.took(second / 10)
-        reading = live.reading()
+        reading = live.reading(Replicas(ALONE, {}))
 
     assert reading.tokens_per_s == pytest.approx(10)  # the fast half is more than ten seconds ago
     assert reading.answers == 40 and reading.p50_s == 2.0 and reading.p99_s == 4.0
     now[0] = 330.5
-    assert live.reading().answers == 10  # those of the last five minutes
+    assert live.reading(Replicas(ALONE, {})).answers == 10  # those of the last five minutes
     assert percentile([], 0.5) is None
