@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.dial_front import Front, Span, compared, correlation, measured
 from benchmarks.dial_heads import head_worth
-from benchmarks.dial_rewrites import rewrites
+from benchmarks.dial_rewrites import fitted_threshold, rewrites
 from benchmarks.dial_rules import contenders
 from benchmarks.harness import Row, machine
 from tigerbot.errors import InputError
@@ -43,11 +43,12 @@ class Size:
     facts: int
     branching: int
     rewritten: int
+    fitted: int
 
 
 SIZES = {
-    "full": Size(200, 16, 8, (1, 2, 3), 300, 60, 300),
-    "small": Size(24, 4, 4, (1,), 30, 12, 24),
+    "full": Size(200, 16, 8, (1, 2, 3), 300, 60, 300, 150),
+    "small": Size(24, 4, 4, (1,), 30, 12, 24, 30),
 }
 
 
@@ -98,8 +99,9 @@ def measure(demo: Path, size: Size, dial: DialSpec) -> dict[str, Any]:
         "judge": {"evidence": "pull"},
         "scale": {"threads": THREADS},
     }
+    asked = World(1).eval_questions(size.rewritten, seed=2)
+    raw["judge"]["threshold"] = threshold = fitted_threshold(raw, asked, size.fitted, dial=dial.default)
     with tempfile.TemporaryDirectory() as folder:
-        asked = World(1).eval_questions(size.rewritten, seed=2)
         rewritten = rewrites(raw, asked, Path(folder), dial=dial.default)
     return {
         "dial": dial.model_dump(),
@@ -108,6 +110,7 @@ def measure(demo: Path, size: Size, dial: DialSpec) -> dict[str, Any]:
         "best_single": alone.name,
         "spearman": {what: correlation(ours, what) for what in ("accuracy", "diversity")},
         "heads": head_worth(creative, factual, heads, facts=size.facts, prompts=size.branching),
+        "threshold": threshold,
         "rewrites": rewritten,
     }
 

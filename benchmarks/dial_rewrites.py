@@ -24,8 +24,11 @@ from tigerbot_jobs.evaluate.measure import bootstrap
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.engine.request import FinishEvent, Request, TokenEvent
 from tigerbot_serve.ensemble.build import build_engine
+from tigerbot_serve.ensemble.fit import Case
+from tigerbot_serve.ensemble.fit_judge import drafts, threshold_for
 from tigerbot_serve.ensemble.judge import score
 
+REWRITTEN = 0.35  # of the drafts, at most
 WAYS = ("draft", "rewrite", "rewrite with evidence", "best of 2")
 
 
@@ -60,6 +63,21 @@ def rewrites(raw: dict[str, Any], questions: Sequence[Question], folder: Path, *
         for way, told in found.items()
     }
     return {way: _row(way, found, right) for way in WAYS}
+
+
+def fitted_threshold(raw: dict[str, Any], asked: Sequence[Question], count: int, *, dial: float) -> float:
+    """The judge's threshold by as many validation questions, of facts that none of `asked` is about."""
+    taken = {question.fact.id for question in asked}
+    fresh = [one for one in World(1).eval_questions(count + 2 * len(asked), seed=7) if one.fact.id not in taken][:count]
+    spec = parse_spec(raw)
+    assert isinstance(spec, ServeSpec)
+    engine = build_engine(spec)
+    engine.start()
+    try:
+        found = drafts(engine, [Case(one.question, (one.fact.value.in_(one.lang),)) for one in fresh], dial)
+    finally:
+        engine.stop()
+    return threshold_for([one.doubt for one in found], REWRITTEN)
 
 
 def _row(way: str, found: dict[str, list[Told]], right: dict[str, np.ndarray]) -> dict[str, Any]:

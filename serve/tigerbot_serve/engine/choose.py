@@ -66,6 +66,8 @@ def record(
         risk = _or_none(p_dev)
         sequence.read_p_dev(risk)
         sequence.surprise = linger(sequence.surprise, -expected)
+        if risk is not None:
+            sequence.expected.append(expected)
         events.append(sequence.append(token, logprob, top, _or_none(p_div), risk, w))
     return events
 

@@ -98,6 +98,7 @@ class Sequence:
         self._ahead: tuple[int, Any] = (0, None)
         self.pull: Pull | None = None  # of the evidence, in a rewrite
         self.surprise = 0.0  # lingering, of the last token to the factual member; see tigerbot.surprise
+        self.expected: list[float] = []  # the factual member's log-probability of each token, where p_dev was read
         self._stream = TextStream(tokenizer, request.stop)
         self._prompt_stream = TextStream(tokenizer)
         self._end_ids = end_ids

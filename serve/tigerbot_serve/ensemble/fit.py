@@ -154,4 +154,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1] if len(sys.argv) > 1 else "tiger-runs/fit-dial")
     except TigerError as error:
-        sys.exit(f"fit: {error}")
+        print(f"fit: {error}", file=sys.stderr)
+        sys.exit(2)

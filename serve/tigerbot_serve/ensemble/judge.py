@@ -1,4 +1,6 @@
-"""The judge: one prefill of the factual member over a finished answer, a score, and what follows from it.
+"""The judge: the factual member's reading of a finished answer, a score, and what follows from it.
+
+The reading is one prefill over the answer, or none where the factual member has seen every token while it was decoded.
 
 The score is the mean of the highest third of the answer's p_dev: one wrong name in a short answer counts, and a long
 answer is not worse for being long, as a maximum would make it. Beside it stands the factual member's mean
@@ -18,6 +20,7 @@ from torch import Tensor
 from tigerbot.spec import JudgeSpec
 from tigerbot.surprise import lingering
 from tigerbot_serve.engine.request import Verdict
+from tigerbot_serve.engine.sequence import Sequence as Attempt
 from tigerbot_serve.ensemble.heads import Heads
 from tigerbot_serve.ensemble.members import FACTUAL, Members
 from tigerbot_serve.ensemble.pull import Pull
@@ -113,6 +116,19 @@ class Judge:
         if self.heads is None or self.members.alone or dial > self.spec.off_above_dial or not answer_ids:
             return None
         return Reading(self.members, self.heads, len(prompt_ids), (*prompt_ids, *answer_ids), pull)
+
+    def heard(self, attempt: Attempt) -> Opinion | None:
+        """The opinion that a reading would come to, where decoding has read all of it already.
+
+        That is where no step went without the factual member, and the last token of the text was fed: it was followed by
+        the one that ends the turn.
+        """
+        answer = attempt.answer
+        p_devs = tuple(token.p_dev for token in answer if token.p_dev is not None)
+        whole = len(answer) < len(attempt.tokens) == len(attempt.expected) and not attempt.skipped
+        if not whole or len(p_devs) < len(answer):
+            return None
+        return Opinion(p_devs, score(p_devs), sum(attempt.expected[:-1]) / len(answer))
 
     def doubts(self, opinion: Opinion) -> bool:
         return opinion.score > self.spec.threshold

@@ -18,7 +18,7 @@ from tigerbot.spec import DialSpec
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.engine.ticket import Ticket
 from tigerbot_serve.ensemble.evidence import Inquiry, Span, doubtful_spans
-from tigerbot_serve.ensemble.judge import Judge, Reading
+from tigerbot_serve.ensemble.judge import Judge, Opinion, Reading
 from tigerbot_serve.ensemble.pull import Pull
 from tigerbot_serve.ensemble.quoting import prompt_with_evidence, same_language
 
@@ -57,20 +57,29 @@ class Review:
         """An attempt's text is whole."""
         if not ticket.rewrites:
             reading = self._reading(ticket, ticket.current) if ticket.to_judge else None
-            if reading is not None:
-                ticket.phase("judge")
-            return reading
+            if reading is None:
+                return None
+            ticket.phase("judge")
+            return self._read(ticket, reading)
         if ticket.current.text == ticket.kept.text:
             ticket.reasons.append("the rewrite says the same")
             return self._settled(ticket)
         if not ticket.to_judge or not same_language(ticket.attempts[0].text, ticket.current.text):
             ticket.reasons.append("the rewrite left the form or language of the draft")
             return self._next(ticket)
-        return self._reading(ticket, ticket.current) or self._next(ticket)
+        reading = self._reading(ticket, ticket.current)
+        return self._next(ticket) if reading is None else self._read(ticket, reading)
 
     def judged(self, ticket: Ticket, reading: Reading) -> Wanted:
         """The judge has read what it was given."""
-        opinion = reading.opinion()
+        return self._considered(ticket, reading.opinion())
+
+    def _read(self, ticket: Ticket, reading: Reading) -> Wanted:
+        """What is to be read to judge the current attempt: nothing more, where decoding has read it all."""
+        heard = self._judge.heard(ticket.current) if ticket.ground is None else None
+        return reading if heard is None else self._considered(ticket, heard)
+
+    def _considered(self, ticket: Ticket, opinion: Opinion) -> Wanted:
         if ticket.opinion is None:
             ticket.keep(opinion)
             ticket.draft_spans = self._spans(ticket)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -56,7 +58,22 @@ def test_haproxys_admin_socket_is_out_of_others_reach() -> None:
     folder = os.path.dirname(socket)
 
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    os.rmdir(folder)
+    shutil.rmtree(folder)
+
+
+def test_haproxy_takes_our_page_for_a_lost_replica_in_place_of_serves() -> None:
+    flags = environment(serve_spec(host="0.0.0.0", port=free_port()))
+    program = Path(flags["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    page = program.with_name("500.http")
+    page.write_text("HTTP/1.1 500 Internal Server Error\r\n\r\n")
+
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stdout
+
+    head, _, body = page.read_bytes().partition(b"\r\n\r\n")
+    assert said.startswith("HAProxy version")
+    assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+    assert json.loads(body)["error"]["code"] == "replica_lost"
+    shutil.rmtree(program.parent)
 
 
 def test_flags_that_a_person_set_stand_and_ours_go_with_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +93,7 @@ def test_every_listener_is_told_how_long_a_head_may_take() -> None:
 
     assert plain[HEADER_TIMEOUT] == behind_haproxy[HEADER_TIMEOUT] == "7"
     assert behind_haproxy["RAY_SERVE_HAPROXY_RETRY_ON"].endswith("\n    timeout http-request 7s")
-    os.rmdir(os.path.dirname(behind_haproxy["RAY_SERVE_HAPROXY_SOCKET_PATH"]))
+    shutil.rmtree(os.path.dirname(behind_haproxy["RAY_SERVE_HAPROXY_SOCKET_PATH"]))
 
 
 def test_haproxy_as_serve_sets_it_up_hangs_up_on_a_head_that_drips(tmp_path: Path) -> None:
@@ -150,3 +167,24 @@ def test_what_a_replica_answered_passes_untouched(status: int) -> None:
     answer = answering(status, by_replica=True).get("/")
 
     assert answer.status_code == status and answer.text == "Traceback: secret"
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_proxy_that_ends_before_an_answer_began_is_asked_again(raises: bool) -> None:
+    async def ends(scope: Any, receive: Any, send: Any) -> None:
+        if raises:
+            raise RuntimeError("the actor died")
+
+    answer = TestClient(Lost(ends)).get("/")
+
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "replica_lost"
+
+
+def test_half_an_answer_breaks_off() -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("the actor died")
+
+    with pytest.raises(RuntimeError, match="the actor died"):
+        TestClient(Lost(fails)).get("/")
