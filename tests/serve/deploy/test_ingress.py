@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_haproxy_as_serve_sets_it_up_hangs_up_on_a_head_that_drips(tmp_path: Pat
         process.wait()
 
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_proxy_loads_no_models_library_for_what_it_takes_from_us() -> None:
+    code = "import sys, tigerbot_serve.deploy.edge as e; e.middlewares(); print('torch' in sys.modules)"
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    assert said.strip() == "False"
 
 
 def connected(port: int) -> socket.socket:
