@@ -9,6 +9,7 @@ import yaml
 
 from tigerbot.spec import ServeSpec, load_spec
 from tigerbot_serve.deploy.ingress import throughput
+from tigerbot_serve.deploy.patience import haproxy_lines
 
 INFRA = Path(__file__).parents[2] / "infra"
 
@@ -124,3 +125,17 @@ def test_haproxy_of_the_service_outlives_the_longest_answer_of_the_cluster_spec(
     for name, value in wanted.items():
         if not name.endswith("DRAINING_PERIOD_S"):
             assert f'{{name: {name}, value: "{value}"}}' in text
+
+
+def test_a_head_has_its_deadline_in_the_service_as_in_a_start_of_our_own() -> None:
+    spec = load_spec(INFRA.parent / "serve" / "cluster.yaml")
+    assert isinstance(spec, ServeSpec)
+    manifest = yaml.safe_load((INFRA / "rayservice.yaml").read_text())
+    container = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    given = {row["name"]: row.get("value") for row in container["env"]}
+
+    wanted = haproxy_lines(spec.slow_clients.header_timeout_s)
+
+    assert given["RAY_SERVE_HAPROXY_RETRY_ON"] == wanted["RAY_SERVE_HAPROXY_RETRY_ON"]
+    module, _, name = given["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))

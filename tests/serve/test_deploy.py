@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def spec_of(world: Any, storage: Path, **fields: Any) -> dict[str, Any]:
         "engine": {"slots": 4, "max_length": 900},
         "http": {"port": free_port()},
         "scale": {"threads": 1},
+        "slow_clients": {"header_timeout_s": 5},
         "storage": {"uri": str(storage)},
     } | fields
 
@@ -134,6 +137,27 @@ def _leave_in_the_middle(url: str) -> None:
 
 def _metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics", headers={"authorization": "Bearer first"}).text
+
+
+def test_a_thousand_heads_that_never_end_are_hung_up_on_while_others_are_served(served: Served) -> None:
+    port = int(served.url.rsplit(":", 1)[1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2500:
+        pytest.skip(f"2,500 open files are needed, {hard} may be opened")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2500), hard))
+    try:
+        with ExitStack() as opened:
+            idle = [opened.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(1000)]
+            for connection in idle[::2]:
+                connection.sendall(b"GET / HTTP/1.1\r\nx: a")
+
+            answer = httpx.post(f"{served.url}/v1/chat/completions", json=QUESTION, headers=FIRST, timeout=120)
+            said = [connection.recv(12) for connection in idle]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert answer.status_code == 200
+    assert said == [b"HTTP/1.1 408", b""] * 500
 
 
 def test_the_terminal_client_answers_in_both_languages(served: Served) -> None:

@@ -83,8 +83,12 @@ class HttpSpec(Part):
 
 
 class SlowClients(Part):
-    """How long a client may take to send its body, and to take a piece of a stream."""
+    """How long a client may take to send a request's head, its body, and to take a piece of a stream.
 
+    `header_timeout_s` is kept by the processes that listen, from when their Ray is started.
+    """
+
+    header_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
     body_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
     write_timeout_s: Annotated[Real, Field(gt=0)] = 30.0
 

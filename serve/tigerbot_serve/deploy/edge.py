@@ -14,6 +14,8 @@ import secrets
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tigerbot_serve.deploy.patience import be_impatient
+
 log = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
@@ -42,7 +44,8 @@ def lost_page() -> bytes:
 
 
 def middlewares() -> list[Middleware]:
-    """Named to Ray Serve in an environment variable, so that every proxy loads it."""
+    """Named to Ray Serve in an environment variable: every process that will listen asks for it before it does."""
+    be_impatient()
     return [Middleware(Lost)]  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from tigerbot.errors import InputError
 from tigerbot.ports import free_port, is_free
 from tigerbot.spec import ServeSpec
 from tigerbot_serve.deploy.edge import lost_page
+from tigerbot_serve.deploy.patience import HEADER_TIMEOUT, haproxy_lines
 from tigerbot_serve.gateway.app import LOOPBACK
 
 STATS_PORT, METRICS_PORT = 8404, 9101  # HAProxy's, on every interface
@@ -28,10 +29,15 @@ _SPEAKS_OF = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
 def environment(spec: ServeSpec) -> dict[str, str]:
     """What every process of a Ray that serves this spec finds in its environment."""
-    plain = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tigerbot_serve.deploy.edge.middlewares"}
+    header_timeout_s = spec.slow_clients.header_timeout_s
+    plain = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tigerbot_serve.deploy.edge.middlewares",
+        HEADER_TIMEOUT: f"{header_timeout_s:g}",
+    }
     if spec.http.host in LOOPBACK:
         return plain | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-    return plain | throughput(spec.http.request_timeout_s) | _private_sockets(spec.http.port)
+    proxy = throughput(spec.http.request_timeout_s) | haproxy_lines(header_timeout_s)
+    return plain | proxy | _private_sockets(spec.http.port)
 
 
 def throughput(longest_s: float, cores: int | None = None) -> dict[str, str]:

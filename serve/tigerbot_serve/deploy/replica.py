@@ -68,8 +68,11 @@ def replica_class(version: Version) -> Any:
         app: Any
 
         def check_health(self) -> None:
-            if not self.app.state.engine.alive:
+            engine = self.app.state.engine
+            if not engine.alive:
                 raise RuntimeError("the engine's thread is dead")
+            if engine.starved:
+                raise RuntimeError("there is no memory left, not even for one request")
 
         async def record_autoscaling_stats(self) -> dict[str, float]:
             return {"outstanding_tokens": float(self.app.state.engine.stats().outstanding_tokens)}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tigerbot.errors import ServeError
+from tigerbot_serve.engine.memory import NoMemory, out_of_memory
 from tigerbot_serve.engine.scheduler import QueueFull
 from tigerbot_serve.ensemble.members import Caches, Feed, Members
 
@@ -61,7 +62,7 @@ class Embeddings:
             over = reading.result.cancelled() or reading.step()
         except Exception as error:
             log.exception("an embedding failed")
-            reading.fail(f"{type(error).__name__}: {error}")
+            reading.fail(f"{type(error).__name__}: {error}", NoMemory if out_of_memory(error) else ServeError)
             over = True
         if over:
             self._waiting.popleft()
@@ -97,9 +98,9 @@ class _Reading:
             log.debug("an embedding was cancelled at its end")
         return True
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, kind: type[ServeError] = ServeError) -> None:
         try:
-            self.result.set_exception(ServeError(why, where="embedding", fix="ask again"))
+            self.result.set_exception(kind(why, where="embedding", fix="ask again"))
         except InvalidStateError:
             log.debug("an embedding was cancelled before it failed")
 

@@ -26,7 +26,7 @@ from tigerbot.spec import EngineSpec
 from tigerbot_serve.engine.choose import choose
 from tigerbot_serve.engine.decoding import Decoding, last
 from tigerbot_serve.engine.embedding import Embeddings
-from tigerbot_serve.engine.memory import out_of_memory
+from tigerbot_serve.engine.memory import out_of_memory, reason_of
 from tigerbot_serve.engine.prefill import Reader, States
 from tigerbot_serve.engine.prefix import PrefixCache, public_prefixes
 from tigerbot_serve.engine.request import EngineStats, FinishReason, Request, room_for
@@ -41,6 +41,7 @@ from tigerbot_serve.ensemble.review import Review, Wanted
 
 log = logging.getLogger(__name__)
 
+STARVED = 3  # requests in a row that found no memory with the engine to themselves
 REST_S = 0.05  # between looks at the clock while plug-ins are waited for: deadlines do not ring
 
 
@@ -74,12 +75,17 @@ class Engine:
         self.review = Review(judge, mixture.spec, self._end_ids, self.max_length, self._wake)
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._steps = self._decoded = self._gated = 0
+        self._steps = self._decoded = self._gated = self._hungry = 0
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs: false before `start`, after `stop`, and after a crash."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def starved(self) -> bool:
+        """Whether memory is gone for good: not even a request alone gets a token. The next token ends it."""
+        return self._hungry >= STARVED
 
     def start(self) -> None:
         self._stopping = False
@@ -205,7 +211,7 @@ class Engine:
                 return
             tickets = [ticket for ticket in self._scheduler.running if ticket.current in sequences]
             for ticket in tickets[-1:] if spared else tickets:
-                self._finish(ticket, "error", _line(error))
+                self._give_up(ticket, error)
         for ticket in list(self._scheduler.running):
             if ticket.current.finish_reason is not None and ticket.current in self._rows.sequences:
                 self._gated += ticket.current.skipped
@@ -273,7 +279,7 @@ class Engine:
         tickets = {id(ticket.current): ticket for ticket in self._scheduler.running}
         for sequence, event in taken:
             tickets[id(sequence)].token(event)
-        self._decoded += len(taken)
+        self._decoded, self._hungry = self._decoded + len(taken), 0
 
     def _attempt_ended(self, ticket: Ticket) -> None:
         """A text is whole: give it, or have it judged."""
@@ -299,14 +305,15 @@ class Engine:
             self._finish(ticket, ticket.kept.finish_reason or "stop")
 
     def _give_up(self, ticket: Ticket, error: Exception) -> None:
-        """Reading for a ticket failed: a held answer that is whole is given unverified, another ends with an error."""
+        """Work for a ticket failed: a held answer that is whole is given unverified, another ends with an error."""
         if ticket.request.verify and ticket.kept.finish_reason is not None:
             self.review.settle(ticket)
             self._finish(ticket, ticket.kept.finish_reason)
         else:
-            self._finish(ticket, "error", _line(error))
+            self._finish(ticket, reason_of(error), _line(error))
 
     def _finish(self, ticket: Ticket, reason: FinishReason, error: str = "") -> None:
+        self._hungry += reason == "memory" and self._scheduler.running == [ticket]
         self._rows.remove(ticket.current)
         with self._lock:
             self._scheduler.release(ticket)
@@ -317,13 +324,13 @@ class Engine:
         for ticket in self._scheduler.running:
             ticket.flush()
 
-    def _fail(self, error: str, *, waiting: bool = False) -> None:
+    def _fail(self, error: str, reason: FinishReason = "error", *, waiting: bool = False) -> None:
         """End every running request (and the waiting ones) with an error, and begin with empty rows."""
         with self._lock:
             tickets = [*self._scheduler.running, *(self._scheduler.waiting if waiting else ())]
         self._rows.clear()  # first: what is broken may not be worth moving
         for ticket in tickets:
-            self._finish(ticket, "error", error)
+            self._finish(ticket, reason, error)
 
     def _wake(self) -> None:
         with self._lock:
@@ -340,7 +347,9 @@ class Engine:
                     self._steps += 1
                 except Exception as error:
                     log.exception("a step failed")
-                    self._fail(_line(error))
+                    if out_of_memory(error):
+                        self._prefix.clear()
+                    self._fail(_line(error), reason_of(error))
         finally:
             self._fail("the engine stopped", waiting=True)
             self._embeddings.fail("the engine stopped")

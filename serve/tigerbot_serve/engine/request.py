@@ -14,8 +14,9 @@ from tigerbot.errors import InputError
 from tigerbot_serve.engine.grammar import Grammar
 from tigerbot_serve.ensemble.evidence import Evidence, Span
 
-# "deadline": it came before a whole text was there; "grammar": its grammar became too large to follow further.
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "grammar", "error"]
+# "deadline": it came before a whole text was there; "grammar": its grammar became too large to follow further;
+# "memory": there was none for it.
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "grammar", "memory", "error"]
 Phase = Literal["draft", "judge", "search", "rewrite"]
 Verdict = Literal["ok", "rewritten", "flagged", "unverified"]
 
@@ -163,7 +164,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """The last event of every request. `error` says what failed when the reason is "error" or "grammar"."""
+    """The last event of every request. `error` says what failed when the reason is "error", "memory" or "grammar"."""
 
     finish_reason: FinishReason
     usage: Usage

@@ -23,7 +23,7 @@ from tigerbot_serve.engine.request import Summary
 from tigerbot_serve.gateway.admission import Admission
 from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import read_object
-from tigerbot_serve.gateway.decode import Decoder, submit_all, wanted_of, whole_answers
+from tigerbot_serve.gateway.decode import Decoder, submit_all, whole_answers
 from tigerbot_serve.gateway.edge import visit_of
 from tigerbot_serve.gateway.embeddings import EmbeddingBody, embed, texts_of
 from tigerbot_serve.gateway.errors import ApiError
@@ -34,6 +34,7 @@ from tigerbot_serve.gateway.replays import Replays, hash_of
 from tigerbot_serve.gateway.schema import ChatBody, CompletionBody, Sampling, parse
 from tigerbot_serve.gateway.sse import EventStream
 from tigerbot_serve.gateway.visit import Visit
+from tigerbot_serve.gateway.wanted import wanted_of
 from tigerbot_serve.gateway.work import Settled, Work
 from tigerbot_serve.scale.canary import name_caller
 

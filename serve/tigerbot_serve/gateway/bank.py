@@ -3,7 +3,8 @@
 A replica asks for about a second's worth of a key's requests and tokens, uses them without asking again, and gives back
 what it did not use. A lease is good for `LEASE_S`; the windows here are that much longer than a minute, so that no 60
 seconds hold more than the limit however late a lease is used. Places for concurrent requests and the budget are lent too;
-of a replica that is not heard of any more, places come back and the budget it held counts as spent: never too little.
+of a replica that is not heard of any more, places come back and the budget it held counts as spent: never too little. What is lent stands in the ledger's file before
+a replica has it, so that the same holds of a bank that is killed.
 
 This module knows nothing about Ray; `bank_actor.py` makes an actor of it.
 """
@@ -98,6 +99,7 @@ class Bank:
     ) -> None:
         self._ledger, self._clock, self._wall = ledger, clock, wall
         self._vaults: dict[str, _Vault] = {}
+        self._unwritten = False
         self._heard: dict[str, float] = {}
 
     def sync(self, replica: str, asks: Mapping[str, Ask]) -> dict[str, Grant]:
@@ -105,7 +107,15 @@ class Bank:
         now = self._clock()
         self._heard[replica] = now
         self._forget_silent(now)
-        return {key_id: self._serve(replica, key_id, ask, now) for key_id, ask in asks.items()}
+        grants = {key_id: self._serve(replica, key_id, ask, now) for key_id, ask in asks.items()}
+        if self._unwritten:  # before a replica spends it
+            self._ledger.write()
+            self._unwritten = False
+        return grants
+
+    def close(self) -> None:
+        """Write down what was spent."""
+        self._ledger.close()
 
     def _serve(self, replica: str, key_id: str, ask: Ask, now: float) -> Grant:
         vault = self._vault(key_id, ask.limits)
@@ -154,6 +164,7 @@ class Bank:
         elsewhere = sum(cost for name, cost in vault.costs.items() if name != replica)
         room = allowance(budget) - self._ledger.spent(key_id, budget, self._wall()) - elsewhere
         vault.costs[replica] = max(0, min(ask.cost, room))
+        self._unwritten |= not self._ledger.promise(key_id, budget, sum(vault.costs.values()), self._wall())
         return vault.costs[replica], vault.costs[replica] < ask.cost
 
     def _vault(self, key_id: str, limits: LimitsSpec) -> _Vault:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tigerbot_serve.gateway.ledger import Ledger
 
 NAMESPACE = "tiger-serve"
 STARTS_WITHIN_S = 120.0
+CLOSES_WITHIN_S = 5.0
 
 
 class BankActor:
@@ -28,6 +30,9 @@ class BankActor:
 
     def sync(self, replica: str, asks: Mapping[str, Ask]) -> dict[str, Grant]:
         return self._bank.sync(replica, asks)
+
+    def close(self) -> None:
+        self._bank.close()
 
 
 def shared_limiter(spec: ServeSpec, path: Path, *, replicas: int) -> LeasedLimiter:
@@ -62,11 +67,15 @@ def start_bank(spec: ServeSpec, path: Path) -> None:
 def stop_bank(name: str) -> None:
     """End an endpoint's bank, if it has one."""
     import ray
+    from ray.exceptions import RayError
 
     try:
-        ray.kill(ray.get_actor(_name(name), namespace=NAMESPACE))
+        bank = ray.get_actor(_name(name), namespace=NAMESPACE)
     except ValueError:
         return
+    with suppress(RayError):  # one that does not answer has written what it lent
+        ray.get(bank.close.remote(), timeout=CLOSES_WITHIN_S)
+    ray.kill(bank)
 
 
 def _bank(name: str, path: Path) -> Any:

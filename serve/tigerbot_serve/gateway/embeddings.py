@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from tigerbot.chat import encode_plain
 from tigerbot.errors import InputError, ServeError
 from tigerbot.spec import ServeSpec
+from tigerbot_serve.engine.memory import NoMemory
 from tigerbot_serve.engine.scheduler import QueueFull
 from tigerbot_serve.gateway.decode import POLL_S, ClientGone, Decoder
-from tigerbot_serve.gateway.errors import ApiError, broken, too_late
+from tigerbot_serve.gateway.errors import ApiError, broken, no_memory, too_late
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -94,6 +95,8 @@ async def _vectors(
             if not reading.done() and await disconnected():
                 raise ClientGone
         return reading.result()
+    except NoMemory:
+        raise no_memory() from None
     except ServeError:
         raise broken() from None
     finally:

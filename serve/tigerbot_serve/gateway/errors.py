@@ -52,6 +52,12 @@ def broken() -> ApiError:
     return ApiError(500, "the server failed on this request; it is in its log under x-request-id", code="server_error")
 
 
+def no_memory() -> ApiError:
+    """Nothing is wrong with the request: with less beside it, or on another replica, it fits."""
+    message = "there was no memory for this request just now; ask again"
+    return ApiError(503, message, code="out_of_memory", headers={"retry-after": "1"})
+
+
 def _type(status: int) -> str:
     if status == 429:
         return "rate_limit_exceeded"

@@ -7,6 +7,7 @@ replicas share a key's limits through `leased.py`, which has accounts of its own
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -76,30 +77,31 @@ class LocalAccount:
         self._ledger, self._clock, self._wall = ledger, clock, wall
         self._requests = Window(limits.requests_per_minute)
         self._tokens = Window(limits.tokens_per_minute)
-        self._running = self._promised = 0
+        self._running = self._promised = self._waiting = 0
 
     def change(self, limits: LimitsSpec) -> None:
         if limits.budget != self.limits.budget:
             self._promised = 0
+            self._promise()
         self.limits = limits
         self._requests.limit, self._tokens.limit = limits.requests_per_minute, limits.tokens_per_minute
 
+    async def ready(self, spends: int) -> None:
+        """Until the budget's file covers such a request, if the budget does."""
+        budget = self.limits.budget
+        self._waiting += spends
+        try:
+            while budget is not None and self._affords(budget, spends) and not self._promise():
+                await asyncio.to_thread(self._ledger.write)
+        finally:
+            self._waiting -= spends
+
     def reserve(self, tokens: int, spends: int) -> Reservation:
-        now, limits = self._clock(), self.limits
-        if self._running >= limits.concurrent:
-            raise too_many_at_once(limits)
-        if self._requests.left(now) < 1:
-            raise no_requests(limits, self._requests.wait_s(1, now))
-        if self._tokens.left(now) < tokens:
-            raise no_tokens(limits, tokens, self._tokens.wait_s(tokens, now))
-        if limits.budget is not None:
-            spent = self._ledger.spent(self.key_id, limits.budget, self._wall())
-            if spent + self._promised + spends > allowance(limits.budget):
-                raise no_budget(limits.budget, self._wall())
-        self._running += 1
-        self._promised += spends
-        self._requests.charge(1, now)
-        return Reservation(self, tokens, spends, self._tokens.charge(tokens, now))
+        try:
+            return self._reserved(tokens, spends)
+        except ApiError:
+            self._promise()  # what it got ready for is not to be
+            raise
 
     def settle(self, held: Reservation, tokens: int, spent: int) -> None:
         if held.settled:
@@ -113,12 +115,38 @@ class LocalAccount:
             self._tokens.charge(tokens - held.tokens, now)
         if self.limits.budget is not None:
             self._ledger.add(self.key_id, self.limits.budget, spent, self._wall())
+            self._promise()
 
     def standing(self) -> Standing:
         now = self._clock()
         return Standing(
             self._requests.left(now), self._tokens.left(now), self._requests.reset_s(now), self._tokens.reset_s(now)
         )
+
+    def _reserved(self, tokens: int, spends: int) -> Reservation:
+        now, limits = self._clock(), self.limits
+        if self._running >= limits.concurrent:
+            raise too_many_at_once(limits)
+        if self._requests.left(now) < 1:
+            raise no_requests(limits, self._requests.wait_s(1, now))
+        if self._tokens.left(now) < tokens:
+            raise no_tokens(limits, tokens, self._tokens.wait_s(tokens, now))
+        if limits.budget is not None and not self._affords(limits.budget, spends):
+            raise no_budget(limits.budget, self._wall())
+        self._running += 1
+        self._promised += spends
+        self._requests.charge(1, now)
+        return Reservation(self, tokens, spends, self._tokens.charge(tokens, now))
+
+    def _affords(self, budget: BudgetSpec, more: int) -> bool:
+        spent = self._ledger.spent(self.key_id, budget, self._wall())
+        return spent + self._promised + more <= allowance(budget)
+
+    def _promise(self) -> bool:
+        """Tell the ledger what is under way; whether its file knows."""
+        budget = self.limits.budget
+        promised = self._promised + self._waiting
+        return budget is None or self._ledger.promise(self.key_id, budget, promised, self._wall())
 
 
 class Limiter:
@@ -141,7 +169,10 @@ class Limiter:
         self._accounts: dict[str, tuple[Key, Account]] = {}
 
     async def ready(self, key: Key, tokens: Tokens) -> None:
-        """Let what `reserve` needs be there, if it is elsewhere. Here it is not."""
+        """Let what `reserve` needs be there: call it just before."""
+        account = self.account(key)
+        if isinstance(account, LocalAccount):
+            await account.ready(cost(tokens, account.limits.budget, self.spec.price_per_1k))
 
     def reserve(self, key: Key, tokens: Tokens) -> Reservation:
         """Take a request and at most these tokens.

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tigerbot_serve.gateway import shapes
 from tigerbot_serve.gateway.decode import Decoder
 from tigerbot_serve.gateway.recent import Outcomes
 
@@ -31,21 +32,6 @@ WINDOW_S = 300.0  # latencies older than this say nothing about now
 RATE_S = 10.0
 REPLICAS_S = 2.0  # however many pages are open, Serve's controller is asked this often
 ANSWERS = 512
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One look at a replica. Latencies are of the answers of the last five minutes, None when there were none."""
-
-    slots: int
-    slots_used: int
-    queued: int
-    outstanding_tokens: int
-    tokens_decoded: int
-    tokens_per_s: float | None
-    answers: int
-    p50_s: float | None
-    p99_s: float | None
 
 
 @dataclass(frozen=True)
@@ -68,12 +54,15 @@ class Live:
         """An answer was whole after so long."""
         self._answers.append((self._clock(), seconds))
 
-    def reading(self) -> Reading:
+    def reading(self, replicas: Replicas, recent: Outcomes) -> shapes.Live:
+        """One look at the replica, as one of these."""
         now, stats = self._clock(), self._engine.stats()
         while self._answers and self._answers[0][0] < now - WINDOW_S:
             self._answers.popleft()
         seconds = sorted(seconds for _, seconds in self._answers)
-        return Reading(
+        return shapes.Live(
+            replica=replicas.name,
+            replicas=replicas.states,
             slots=stats.slots,
             slots_used=stats.slots_used,
             queued=stats.queued,
@@ -83,6 +72,7 @@ class Live:
             answers=len(seconds),
             p50_s=percentile(seconds, 0.50),
             p99_s=percentile(seconds, 0.99),
+            **asdict(recent),
         )
 
     def _rate(self, now: float, decoded: int) -> float | None:
@@ -104,10 +94,7 @@ def add_live(
 
     async def read(request: Request) -> Response:
         check_key(request)
-        found = await replicas.get()
-        return JSONResponse(
-            {"replica": found.name, "replicas": found.states} | asdict(live.reading()) | asdict(recent())
-        )
+        return JSONResponse(live.reading(await replicas.get(), recent()).model_dump())
 
     app.router.routes.append(Route(LIVE, read))
     app.add_middleware(_Meter, took=live.took)

@@ -1,4 +1,4 @@
-"""The answers as types, for the endpoint's OpenAPI document only: `answers.py` builds them, nothing parses them here.
+"""The answers as types, for the endpoint's OpenAPI document: `answers.py` builds those of the hot path without them.
 
 A field that is not required is one that some requests ask for, or that some answers do not have.
 """
@@ -221,7 +221,8 @@ class EmbeddingList(BaseModel):
 class Live(BaseModel):
     """One replica: its name, how many of each state there are, its engine and its recent past.
 
-    `w_tenths` counts the tokens of the last five minutes by creative weight, (0, 0.1] first; `verdicts` its judged answers.
+    Latencies are of the answers of the last five minutes, null when there were none; so are
+    `w_tenths`, tokens by creative weight, (0, 0.1] first, and `verdicts`, judged answers.
     """
 
     replica: str

@@ -1,4 +1,7 @@
-"""Members by name: `models:/tiger@factual` is the folder that alias points at in MLflow's registry, now or as it moves."""
+"""Members by name: `models:/tiger@factual` is the folder that alias points at in MLflow's registry, now or as it moves.
+
+The canary's members too: what an alias is moved to can be tried on a share of the callers first.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ from pathlib import Path
 
 from tigerbot.errors import InputError, TrackingError
 from tigerbot.registry import REGISTERED_MODEL, resolve_aliases
-from tigerbot.spec import ServeSpec
+from tigerbot.spec import MembersSpec, ServeSpec
 
 FOLLOW_S = 10.0
 _ROLES = ("base", "creative", "factual")
 
 
 def aliases_of(spec: ServeSpec) -> dict[str, str]:
-    """The aliases a spec names, by member.
+    """The aliases a spec names, by the field that names them.
 
     Raises:
         InputError: a name is not `models:/tiger@ALIAS`.
     """
-    given = {role: getattr(spec.members, role) or "" for role in _ROLES}
-    return {role: _alias(role, text) for role, text in given.items() if text.startswith("models:")}
+    found = _named("members", spec.members)
+    return found | _named("canary.members", spec.canary.members) if spec.canary else found
 
 
 def with_folders(spec: ServeSpec) -> ServeSpec:
@@ -34,16 +37,20 @@ def with_folders(spec: ServeSpec) -> ServeSpec:
     named = aliases_of(spec)
     if not named:
         return spec
-    folders = resolve_aliases(spec.tracking.uri, named.values())
-    found = {role: str(folders[alias]) for role, alias in named.items()}
-    return spec.model_copy(update={"members": spec.members.model_copy(update=found)})
+    folders = resolve_aliases(spec.tracking.uri, set(named.values()))
+    found = {field: str(folders[alias]) for field, alias in named.items()}
+    update: dict[str, object] = {"members": _placed("members", spec.members, found)}
+    if spec.canary:
+        members = _placed("canary.members", spec.canary.members, found)
+        update["canary"] = spec.canary.model_copy(update={"members": members})
+    return spec.model_copy(update=update)
 
 
 class Follower:
     """Asks the registry now and then, in a thread of its own, and remembers when an alias has moved."""
 
     def __init__(self, spec: ServeSpec, every_s: float = FOLLOW_S) -> None:
-        self._uri, self._aliases, self._every_s = spec.tracking.uri, sorted(aliases_of(spec).values()), every_s
+        self._uri, self._aliases, self._every_s = spec.tracking.uri, sorted({*aliases_of(spec).values()}), every_s
         self._moved, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: dict[str, Path] | None = None
@@ -77,12 +84,22 @@ class Follower:
                 return
 
 
-def _alias(role: str, text: str) -> str:
+def _named(where: str, members: MembersSpec) -> dict[str, str]:
+    given = {f"{where}.{role}": getattr(members, role) or "" for role in _ROLES}
+    return {field: _alias(field, text) for field, text in given.items() if text.startswith("models:")}
+
+
+def _placed(where: str, members: MembersSpec, folders: dict[str, str]) -> MembersSpec:
+    found = {role: folders[f"{where}.{role}"] for role in _ROLES if f"{where}.{role}" in folders}
+    return members.model_copy(update=found)
+
+
+def _alias(field: str, text: str) -> str:
     match = re.fullmatch(rf"models:/{REGISTERED_MODEL}@([\w.-]+)", text)
     if match is None:
         raise InputError(
             f"got {text!r}, wants models:/{REGISTERED_MODEL}@ALIAS",
-            where=f"members.{role}",
+            where=field,
             fix="see `tiger promote --history`",
         )
     return match[1]

@@ -25,6 +25,7 @@ from tigerbot_serve.scale.verdict import Tally, worse
 log = logging.getLogger(__name__)
 
 _CALLER: ContextVar[str] = ContextVar("tiger_caller", default="")
+_ANSWERS: ContextVar[Any] = ContextVar("tiger_answers", default=None)  # the engine that took this request
 _EVERY = 20  # answers between two looks at the numbers
 
 
@@ -73,12 +74,20 @@ class TwoEngines:
         """Of the rest's engine: a dead canary is taken back, which is no reason to replace the replica."""
         return self.rest.alive
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the engine that took the request this is asked about, as whoever submitted it asks; else the rest's."""
+        engine = _ANSWERS.get()
+        return (self.canary if engine is self.canary else self.rest).fingerprint
+
     def submit(self, request: Request, loop: Any) -> Any:
         if not self.taken_back and not self.canary.alive:
             self.take_back("its engine has died")
         mine = not self.taken_back and is_canary(_CALLER.get(), self._spec.salt, self._spec.percent)
         engine, side = (self.canary, "canary") if mine else (self.rest, "rest")
-        return _Watched(engine.submit(request, loop), lambda time: self._ended(side, time))
+        watched = _Watched(engine.submit(request, loop), lambda time: self._ended(side, time))
+        _ANSWERS.set(engine)
+        return watched
 
     def stats(self) -> EngineStats:
         one, other = self.rest.stats(), self.canary.stats()
@@ -127,5 +136,5 @@ class _Watched(AsyncIterator[Event]):
             self._tokens += 1
         elif isinstance(event, FinishEvent) and event.finish_reason != "cancelled":
             took = (time.monotonic() - self._began) / max(1, self._tokens)
-            self._ended(None if event.finish_reason == "error" else took)
+            self._ended(None if event.finish_reason in ("error", "memory") else took)
         return event

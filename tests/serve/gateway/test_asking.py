@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from tigerbot.spec import ServeSpec, parse_spec
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.build import build_engine
-from tigerbot_serve.gateway import decode
+from tigerbot_serve.gateway import wanted
 from tigerbot_serve.gateway.app import create_app
 from tigerbot_serve.gateway.keys import KeyRing
 
@@ -287,8 +287,8 @@ def test_whatever_is_asked_is_answered_or_refused_with_its_field(api, engine) ->
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(api, monkeypatch) -> None:
-    monkeypatch.setattr(decode, "encoded", lambda *_: pytest.fail("it was encoded"))
-    monkeypatch.setattr(decode, "encode_plain", lambda *_: pytest.fail("it was encoded"))
+    monkeypatch.setattr(wanted, "encoded", lambda *_: pytest.fail("it was encoded"))
+    monkeypatch.setattr(wanted, "encode_plain", lambda *_: pytest.fail("it was encoded"))
 
     for ask in (
         lambda: chat(api, messages=[{"role": "user", "content": "长" * 300_000}]),

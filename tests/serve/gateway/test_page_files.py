@@ -16,10 +16,13 @@ import pytest
 from tigerbot_serve.engine.request import EngineStats
 from tigerbot_serve.ensemble import review
 from tigerbot_serve.gateway.keys import KeyRing
-from tigerbot_serve.gateway.live import Live, percentile
+from tigerbot_serve.gateway.live import ALONE, Live, Replicas, percentile
 from tigerbot_serve.gateway.pages import FOLDER
+from tigerbot_serve.gateway.recent import TENTHS, Outcomes
 
 ASK: Any = [{"role": "user", "content": "狐狸在河边唱歌。The fox sings."}]
+
+NOTHING = Outcomes([0] * TENTHS, None, {}, 0)
 
 
 def test_the_page_and_its_files_come_with_a_policy_that_allows_nothing_inline(serve_engine) -> None:
@@ -111,10 +114,10 @@ def test_rates_and_latencies_are_of_the_recent_past() -> None:
     for second in range(1, 41):
         now[0], decoded[0] = float(second), decoded[0] + (100 if second <= 20 else 10)
         live.took(second / 10)
-        reading = live.reading()
+        reading = live.reading(Replicas(ALONE, {}), NOTHING)
 
     assert reading.tokens_per_s == pytest.approx(10)  # the fast half is more than ten seconds ago
     assert reading.answers == 40 and reading.p50_s == 2.0 and reading.p99_s == 4.0
     now[0] = 330.5
-    assert live.reading().answers == 10  # those of the last five minutes
+    assert live.reading(Replicas(ALONE, {}), NOTHING).answers == 10  # those of the last five minutes
     assert percentile([], 0.5) is None

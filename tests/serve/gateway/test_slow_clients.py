@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
+from uvicorn import config
 
+from tigerbot_serve.deploy.patience import HEADER_TIMEOUT, be_impatient
 from tigerbot_serve.engine.request import Request
 from tigerbot_serve.gateway.answers import Shape
 from tigerbot_serve.gateway.body import parse_object
@@ -54,6 +56,72 @@ def answer_of(connection: socket.socket) -> tuple[int, Any, bool]:
 def chunked(data: bytes, size: int) -> bytes:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that begin in this test give a head a second, as those of a deployed endpoint do."""
+    monkeypatch.setitem(config.HTTP_PROTOCOLS, "auto", config.HTTP_PROTOCOLS["auto"])
+    monkeypatch.setenv(HEADER_TIMEOUT, "1")
+    be_impatient()
+
+
+def test_a_head_that_drips_is_answered_and_hung_up_on_while_others_are_served(serve_engine, impatient) -> None:
+    served = serve_engine()
+
+    with connected(served.url) as slow:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nx: ")
+        ended, statuses = dripped_on(slow), []
+        while not ended.is_set():
+            statuses.append(HTTP.post(served.url + PATH, json=BODY).status_code)
+        status, body, hung_up = answer_of(slow)
+
+    assert (status, body["error"]["code"], hung_up) == (408, "header_timeout", True)
+    assert set(statuses) == {200}
+
+
+def dripped_on(connection: socket.socket) -> threading.Event:
+    """A byte ten times a second until the other side has said something; set when it has."""
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection.settimeout(0.1)
+        until = time.monotonic() + 60
+        with suppress(OSError):  # the other side has gone
+            while time.monotonic() < until:
+                connection.sendall(b"a")
+                with suppress(TimeoutError):
+                    connection.recv(1, socket.MSG_PEEK)
+                    break
+        connection.settimeout(60)
+        ended.set()
+
+    threading.Thread(target=drip, daemon=True).start()
+    return ended
+
+
+def test_who_says_nothing_is_hung_up_on_without_a_word(serve_engine, impatient) -> None:
+    served = serve_engine()
+
+    with connected(served.url) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_the_deadline_is_for_heads_alone_and_for_each_of_them(serve_engine, impatient) -> None:
+    served = serve_engine()
+    data = json.dumps(BODY).encode()
+
+    with connected(served.url) as connection:
+        connection.sendall(head(f"content-length: {len(data)}") + data[:5])
+        time.sleep(1.5)  # longer than a head may take; a body may
+        connection.sendall(data[5:])
+        assert answer_of(connection)[0] == 200
+
+        connection.sendall(b"\r\n")  # a line that some clients send before the next head
+        connection.sendall(head()[:20])
+        status, body, hung_up = answer_of(connection)
+
+    assert (status, body["error"]["code"], hung_up) == (408, "header_timeout", True)
 
 
 def test_a_body_that_trickles_is_given_up_while_others_are_served(serve_engine) -> None:

@@ -54,6 +54,30 @@ def test_a_name_that_is_no_alias_of_ours_is_one_line(name: str) -> None:
         with_folders(serve_spec(name))
 
 
+def test_the_canarys_members_are_named_and_followed_as_the_rests_are(registry: dict[str, Path]) -> None:
+    registry["next"] = Path("/models/2")
+    canary = {"members": {"creative": "models:/tiger@next", "factual": "models:/tiger@factual"}}
+    spec = serve_spec("models:/tiger@factual", canary=canary, follow=True)
+
+    found = with_folders(spec)
+    assert found.members == spec.members.model_copy(update={"factual": "/models/1"})
+    assert found.canary is not None
+    assert (found.canary.members.creative, found.canary.members.factual) == ("/models/2", "/models/1")
+
+    follower = Follower(spec, every_s=0.01)
+    wait_until(lambda: follower._seen is not None)
+    registry["next"] = Path("/models/3")
+    wait_until(follower.moved)
+    follower.close()
+
+
+def test_an_alias_of_the_canary_that_is_none_of_ours_names_its_field() -> None:
+    canary = {"members": {"creative": "models:/other@next"}}
+
+    with pytest.raises(InputError, match=r"canary\.members\.creative: got"):
+        with_folders(serve_spec("/f", canary=canary))
+
+
 def test_an_alias_that_moves_is_noticed_once(registry: dict[str, Path]) -> None:
     follower = Follower(serve_spec("models:/tiger@factual", follow=True), every_s=0.01)
     wait_until(lambda: follower._seen is not None)

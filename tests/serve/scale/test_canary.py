@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,19 +32,25 @@ def engines(engine_of: Callable[..., Engine]) -> TwoEngines:
 
 
 @pytest.fixture
-def ask_as(engines: TwoEngines) -> Iterator[Callable[..., int]]:
-    """Ask the gateway as somebody; gives the status."""
+def post_as(engines: TwoEngines) -> Callable[..., httpx.Response]:
+    """Ask the gateway as somebody."""
     spec = parse_spec({"kind": "serve", "name": "s", "members": {"creative": "x"}})
     assert isinstance(spec, ServeSpec)
     app: Any = Caller(create_app(engines, spec, KeyRing()))
 
-    async def post(user: str) -> int:
+    async def post(user: str, **fields: Any) -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             body = {"model": "tiger", "messages": [{"role": "user", "content": "fox"}], "max_tokens": 2, "user": user}
-            return (await client.post("/v1/chat/completions", json=body | {"verify": False})).status_code
+            return await client.post("/v1/chat/completions", json=body | {"verify": False} | fields)
 
-    yield lambda user: asyncio.run(post(user))
+    return lambda user, **fields: asyncio.run(post(user, **fields))
+
+
+@pytest.fixture
+def ask_as(post_as: Callable[..., httpx.Response]) -> Callable[[str], int]:
+    """Ask the gateway as somebody; gives the status."""
+    return lambda user: post_as(user).status_code
 
 
 def test_a_share_of_the_callers_is_the_canarys_and_each_stays_where_it_is() -> None:
@@ -65,6 +72,33 @@ def test_users_of_one_key_go_to_both_sides_and_every_answer_is_counted(
     assert canary.answers + rest.answers == 12
     assert canary.answers and rest.answers and not canary.errors
     assert len(canary.times) == canary.answers
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2}], ids=["whole", "streamed", "two choices"])
+def test_every_answer_says_by_which_version_it_was_given(
+    engines: TwoEngines, post_as: Callable[..., httpx.Response], fields: dict[str, Any]
+) -> None:
+    before, given = 0, set()
+    for index in range(12):
+        answer = post_as(f"user-{index}", **fields).text
+        fingerprint = re.findall(r'"system_fingerprint": ?"(fp_\w+)"', answer)
+        now = engines.tallies["canary"].answers
+        expected = engines.canary if now > before else engines.rest
+        assert set(fingerprint) == {expected.fingerprint}
+        before = now
+        given |= set(fingerprint)
+
+    assert given == {engines.canary.fingerprint, engines.rest.fingerprint} and len(given) == 2
+
+
+def test_a_canary_that_is_taken_back_lends_its_name_to_nobody(
+    engines: TwoEngines, post_as: Callable[..., httpx.Response]
+) -> None:
+    engines.take_back("for a test")
+
+    said = {post_as(f"user-{index}").json()["system_fingerprint"] for index in range(6)}
+
+    assert said == {engines.rest.fingerprint}
 
 
 def test_a_canary_that_dies_is_taken_back_and_nobody_notices(engines: TwoEngines, ask_as: Callable[..., int]) -> None:
