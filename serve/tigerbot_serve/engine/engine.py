@@ -216,7 +216,7 @@ class Engine:
             tickets = [ticket for ticket in self._scheduler.running if ticket.current in sequences]
             for ticket in tickets[-1:] if spared else tickets:
                 self._finish(ticket, "error", _line(error))
-        for ticket in list(self._scheduler.running):
+        for ticket in self._scheduler.running[::-1]:  # the outermost rows first: no row moves to be removed itself
             if ticket.current.finish_reason is not None and ticket.current in self._rows.sequences:
                 self._gated += ticket.current.skipped
                 self._rows.keep(ticket.current, self._prefix)
