@@ -95,11 +95,13 @@ class Members:
         hashes: creative_hash, factual_hash, tokenizer_hash, and `quantisation`, none or int8.
         alone: there is one model and no dial.
         shares_output: both sides have one output matrix.
+        one_batch: both sides' rows are one batch of one base.
     """
 
     def __init__(self, stacks: Sequence[Stack], tokenizer: Any, hashes: dict[str, str]) -> None:
         self.stacks, self.tokenizer, self.hashes = tuple(stacks), tokenizer, hashes
         self.alone = sum(len(stack.sides) for stack in stacks) == 1
+        self.one_batch = not self.alone and len(stacks) == 1
         self._outputs = {
             side: output for stack in stacks for side, output in zip(stack.sides, stack.outputs, strict=True)
         }
@@ -165,6 +167,13 @@ class Members:
     def log_probabilities(self, side: int, hidden_Rd: Tensor) -> Tensor:
         """Natural log-probabilities (R, V), float32."""
         return torch.log_softmax(self.logits(side, hidden_Rd), dim=-1)
+
+    def log_probabilities_of_both(self, side: int, own_Rd: Tensor, other_Rd: Tensor) -> tuple[Tensor, Tensor]:
+        """A side's log-probabilities and the other side's: one product where they have one output matrix."""
+        if not self.shares_output:
+            return self.log_probabilities(side, own_Rd), self.log_probabilities(1 - side, other_Rd)
+        own_RV, other_RV = self.log_probabilities(side, torch.cat([own_Rd, other_Rd])).split(len(own_Rd))
+        return own_RV, other_RV
 
     def _forward(self, stack: Stack, cache: KVCache, feeds: Sequence[Feed], counts: Sequence[int]) -> Tensor:
         ids_RT = torch.tensor([*feeds[CREATIVE].ids, *feeds[FACTUAL].ids], device=stack.decoder.device)

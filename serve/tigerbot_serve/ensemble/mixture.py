@@ -123,14 +123,9 @@ class Mixture:
             side, hidden_Rd = (FACTUAL, factual_Rd) if creative_Rd is None else (CREATIVE, creative_Rd)
             assert hidden_Rd is not None
             return self.members.log_probabilities(side, hidden_Rd), None, None
-        if not self.members.shares_output:
-            creative_RV = self.members.log_probabilities(CREATIVE, creative_Rd)
-            factual_RV = self.members.log_probabilities(FACTUAL, factual_Rd)
-            return mix(creative_RV, factual_RV, w_R, self.spec), factual_RV, None
-        mixed_Rd = mix_states(creative_Rd, factual_Rd, w_R, self.spec)
+        mixed_Rd = mix_states(creative_Rd, factual_Rd, w_R, self.spec) if self.members.shares_output else None
         if mixed_Rd is None:
-            both_2RV = self.members.log_probabilities(CREATIVE, torch.cat([creative_Rd, factual_Rd]))
-            creative_RV, factual_RV = both_2RV.chunk(2)
+            creative_RV, factual_RV = self.members.log_probabilities_of_both(CREATIVE, creative_Rd, factual_Rd)
             return mix(creative_RV, factual_RV, w_R, self.spec), factual_RV, None
         if self.heads is None:
             return self.members.log_probabilities(CREATIVE, mixed_Rd), None, None
