@@ -1,7 +1,10 @@
 """What an ensemble costs: two experts of one base, with adapters everywhere and in the upper third, two full models,
 int8, and the heads' share of a step, each against one float32 model in the same engine at batch 1 and 8.
 
-All take turns in every round.
+    python -m benchmarks ensemble_decode
+
+All take turns in every round. Late experts run with and without the gate: by the linear mix, where it is exact, and at a
+dial near an end, where it has something to skip.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.decoding import (
+    SHARP,
     THREADS,
     VOCABULARY,
     decode,
     engine_of,
     in_turn,
+    left_out,
     ratio_row,
     stop,
     write_base,
@@ -29,10 +34,14 @@ from benchmarks.harness import Row, bootstrap
 from tigerbot.models import PRESETS
 from tigerbot.spec import Lora
 
+DIAL, GATED_DIAL = 0.5, 0.1
+
 # measure, ours, stock, target at batch 1, target at batch 8
 RATIOS = (
     ("two LoRA experts / one model", "full", "one", "≥ 0.90", "≥ 0.80"),
     ("two late LoRA experts / one model", "late", "one", "≥ 0.90", "≥ 0.80"),
+    (f"two late LoRA experts, linear mix, dial {GATED_DIAL} / one model", "linear", "one", "≥ 0.90", "≥ 0.80"),
+    (f"the same with the gate / one model, dial {GATED_DIAL}", "gated", "one", "≥ 0.90", "≥ 0.80"),
     ("two full models / one model", "two", "one", "≥ 0.52", "≥ 0.52"),
     ("int8 experts / one float32 model", "int8", "one", "≥ 1.0", "≥ 1.0"),
     ("int8 late experts / one float32 model", "int8 late", "one", "≥ 1.0", "≥ 1.0"),
@@ -49,7 +58,7 @@ def main(presets: tuple[str, ...] = tuple(VOCABULARY), batches: tuple[int, ...] 
 
 
 def _preset_rows(preset: str, folder: Path, batches: tuple[int, ...]) -> list[Row]:
-    write_base(preset, folder)
+    write_base(preset, folder, sharp=SHARP)
     full = write_pair(folder, "full", Lora(rank=16))
     late = write_pair(folder, "late", Lora(rank=16, layers="upper third"))
     two = write_pair(folder, "merged", Lora(rank=16), merged=True)
@@ -59,6 +68,8 @@ def _preset_rows(preset: str, folder: Path, batches: tuple[int, ...]) -> list[Ro
         "full": engine_of(full),
         "late": engine_of(late),
         "late with heads": engine_of(late, heads=heads),
+        "linear": engine_of(late, dial={"mix": "linear"}),
+        "gated": engine_of(late, dial={"mix": "linear"}, engine={"gate": {}}),
         "two": engine_of(two),
         "int8": engine_of(full, dtype="int8"),
         "int8 late": engine_of(late, dtype="int8"),
@@ -66,11 +77,16 @@ def _preset_rows(preset: str, folder: Path, batches: tuple[int, ...]) -> list[Ro
     rows = []
     try:
         for batch in batches:
-            sides = {name: partial(decode, engine, batch) for name, engine in engines.items()}
+            dials = {"linear": GATED_DIAL, "gated": GATED_DIAL}
+            sides = {
+                name: partial(decode, engine, batch, dial=dials.get(name, DIAL)) for name, engine in engines.items()
+            }
+            before = engines["gated"].stats()
             found = in_turn(sides, f"{preset} batch {batch}")
             for measure, ours, stock, *targets in RATIOS:
                 label = f"{measure}, `{preset}`, batch {batch}"
-                rows.append(ratio_row(label, found, ours, stock, targets[batch > 1]))
+                note = left_out(engines[ours], before) if ours == "gated" else ""
+                rows.append(ratio_row(label, found, ours, stock, targets[batch > 1], note=note))
             rows.append(_share_row(preset, batch, found))
     finally:
         stop(engines)

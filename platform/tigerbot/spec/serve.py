@@ -104,7 +104,8 @@ class GateSpec(Part):
     """When the second member's pass is left out. Exact with `mix: linear`; else its measured error is within `eps`."""
 
     eps: Unit = 0.02
-    min_run: Count = 3
+    min_run: Count | None = None
+    # Expected run of skipped tokens at which skipping begins: 3, and 12 where two adapters of one base are one batch.
     max_debt: Count = 32
 
 

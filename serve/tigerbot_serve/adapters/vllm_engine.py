@@ -76,6 +76,11 @@ class VllmEngine:
         self._decoded = self._reused = 0
 
     @property
+    def starved(self) -> bool:
+        """Never: vLLM takes its memory when it starts."""
+        return False
+
+    @property
     def alive(self) -> bool:
         """Whether its thread and vLLM's processes run."""
         llm = self._llm

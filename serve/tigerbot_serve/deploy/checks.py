@@ -14,7 +14,7 @@ from tigerbot.models import model_hash, tokenizer_hash
 from tigerbot.ports import free_port
 from tigerbot.spec import MembersSpec, ServeSpec
 from tigerbot_serve.ensemble.heads import check_heads
-from tigerbot_serve.ensemble.members import quantisation
+from tigerbot_serve.ensemble.load import quantisation
 from tigerbot_serve.gateway.app import LOOPBACK
 from tigerbot_serve.gateway.keys import KeyRing
 from tigerbot_serve.plugins.registry import resolved as resolved_plugins

@@ -1,7 +1,8 @@
 """A step of everything that decodes: which members run for which sequences, and in which mode.
 
 Plainly all rows take one token in one forward of each member. With a gate the first member of some sequences runs
-before it is known whether the second one has to. Few sequences may decode speculatively, several tokens a step. This module knows nothing about tickets or prompts.
+before it is known whether the second one has to. Few sequences may decode speculatively, several tokens a step. This
+module knows nothing about tickets or prompts.
 
 Legend: R rows of a forward, T tokens fed a row, d hidden width.
 """
@@ -18,7 +19,7 @@ from tigerbot_serve.engine.rows import Rows, plan_of
 from tigerbot_serve.engine.sequence import Sequence
 from tigerbot_serve.engine.speculate import SIDES, Speculation, Taken
 from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL
-from tigerbot_serve.ensemble.mixture import Mixture
+from tigerbot_serve.ensemble.mixture import Mixture, Plan
 
 
 class Decoding:
@@ -42,27 +43,53 @@ class Decoding:
             return self.speculation.cycle(rows)
         if self.gate is not None:
             looked = [sequence for sequence in rows.sequences if self.gate.looks(sequence)]
-            if looked:
+            if any(map(self.gate.skipping, looked)):
                 return self._gated(rows, looked, self.gate)
+            if looked:
+                return self._watched(rows, looked, self.gate)
         creative, factual = self._members.forward(rows.caches, rows.feeds())
         events = choose(self._mixture, rows.sequences, rows.plan(), last(creative), last(factual))
         return list(zip(rows.sequences, events, strict=True))
+
+    def _watched(self, rows: Rows, looked: list[Sequence], gate: Gate) -> Taken:
+        """Nobody skips yet: both members run for all as they do plainly, and the gate looks at the first one's states."""
+        states = [last(hidden) for hidden in self._members.forward(rows.caches, rows.feeds())]
+        places = rows.places()
+
+        def of(side: int, sequences: list[Sequence]) -> Tensor | None:
+            state_Rd = states[side]
+            mine = [places[side][id(one)] for one in sequences]
+            return state_Rd[mine] if mine and state_Rd is not None else None
+
+        taken: Taken = []
+        plain = [sequence for sequence in rows.sequences if sequence not in looked]
+        if plain:
+            whole = self._whole(plain)
+            plan = self._plan(plain, whole)
+            events = choose(self._mixture, plain, plan, of(CREATIVE, whole[CREATIVE]), of(FACTUAL, whole[FACTUAL]))
+            taken += zip(plain, events, strict=True)
+        for side in SIDES:
+            mine = [sequence for sequence in looked if first_side(sequence) == side]
+            own_Rd, other_Rd = of(side, mine), of(1 - side, mine)
+            if own_Rd is None or other_Rd is None:
+                continue
+            own_RV, theirs_RV = self._members.log_probabilities_of_both(side, own_Rd, other_Rd)
+            ahead = gate.look(side, mine, own_Rd, own_RV)
+            gate.skips(ahead)  # nobody does; what was seen counts for the next token
+            events = gate.together(ahead, list(range(len(mine))), other_Rd[:, None], theirs_RV)
+            taken += zip(mine, events, strict=True)
+        return taken
 
     def _gated(self, rows: Rows, looked: list[Sequence], gate: Gate) -> Taken:
         """First members of who is looked at run beside both members of the others; second ones where they must."""
         plain = [sequence for sequence in rows.sequences if sequence not in looked]
         first = [[sequence for sequence in looked if first_side(sequence) == side] for side in SIDES]
-        whole = [[one for one in plain if side in self._members.sides(one.dial)] for side in SIDES]
+        whole = self._whole(plain)
         fed = [rows.pick(side, [*whole[side], *first[side]]) for side in SIDES]
         states = [last(hidden) for hidden in self._members.forward(rows.caches, (fed[CREATIVE], fed[FACTUAL]))]
         taken: Taken = []
         if plain:
-            places = [{id(one): index for index, one in enumerate(whole[side])} for side in SIDES]
-            plan = plan_of(
-                plain,
-                ([places[CREATIVE].get(id(one)) for one in plain], [places[FACTUAL].get(id(one)) for one in plain]),
-                self._members.device,
-            )
+            plan = self._plan(plain, whole)
             mine = [_part(states[side], 0, len(whole[side])) for side in SIDES]
             taken += zip(plain, choose(self._mixture, plain, plan, *mine), strict=True)
         aheads = []
@@ -71,6 +98,16 @@ class Decoding:
             if state is not None:
                 aheads.append(gate.look(side, first[side], state))
         return taken + self._second_members(rows, aheads, gate)
+
+    def _whole(self, plain: list[Sequence]) -> list[list[Sequence]]:
+        """Of sequences that are stepped plainly, those that need each side."""
+        return [[one for one in plain if side in self._members.sides(one.dial)] for side in SIDES]
+
+    def _plan(self, plain: list[Sequence], whole: list[list[Sequence]]) -> Plan:
+        """Their plan, where the states of a side are those of its sequences, in this order."""
+        places = [{id(one): index for index, one in enumerate(side)} for side in whole]
+        rows = [[side.get(id(one)) for one in plain] for side in places]
+        return plan_of(plain, (rows[CREATIVE], rows[FACTUAL]), self._members.device)
 
     def _second_members(self, rows: Rows, aheads: list[Ahead], gate: Gate) -> Taken:
         skips = {ahead.side: gate.skips(ahead) for ahead in aheads}

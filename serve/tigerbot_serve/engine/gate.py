@@ -11,7 +11,9 @@ mean is below `eps`; every 16th such token both run all the same, so the measure
 on what was measured before it.
 
 Skipping starts when the expected run is `min_run` tokens and ends when it is below half of it: a member that is asked
-again at every other token costs more than it saves. While there is no hope of it, every fourth token is a probe.
+again at every other token costs more than it saves. While there is no hope of it, every fourth token is a probe. Two
+adapters of one base are one batch, so that the second costs little beside the first and much by itself: there the run
+must be longer, every eighth token is a probe, and as long as nobody skips both run together as they do without a gate.
 
 Legend: R rows (sequences) of a group with the same first member, K new tokens of a row that pays its debt, d hidden
 width, V vocabulary.
@@ -40,6 +42,8 @@ from tigerbot_serve.ensemble.mixture import Mixture
 
 _MEMORY = 0.7  # of the running mean that `trust` is
 _PROBE, _HOPE = 4, 0.2
+_RARE_PROBE = 8
+_MIN_RUN, _MIN_RUN_OF_ONE_BATCH = 3, 12
 _AUDIT = 16
 _SEEN = 64  # measured tokens before a place of the meter is believed
 _KEPT = 1024  # after so many the older ones count half
@@ -73,6 +77,8 @@ class Gate:
     def __init__(self, mixture: Mixture, spec: GateSpec) -> None:
         self._mixture, self._spec = mixture, spec
         self._linear = mixture.spec.mix == "linear"
+        self._one_batch = mixture.members.one_batch
+        self._min_run = spec.min_run or (_MIN_RUN_OF_ONE_BATCH if self._one_batch else _MIN_RUN)
         self.meter = Meter(spec.eps)
 
     def may(self, sequence: Sequence) -> bool:
@@ -84,16 +90,25 @@ class Gate:
         return request.logprobs is None and not (self._linear and cut)
 
     def looks(self, sequence: Sequence) -> bool:
-        """Whether the first member's state is looked at before the other is asked, at this token."""
+        """Whether the first member's state is looked at by itself, at this token."""
         if not self.may(sequence):
             return False
-        hopeful = sequence.debt > 0 or sequence.skipping or sequence.trust > _HOPE
-        return hopeful or len(sequence.output_ids) % _PROBE == 1
+        if self.skipping(sequence):
+            return True
+        if self._one_batch:
+            return len(sequence.output_ids) % _RARE_PROBE == 1
+        return sequence.trust > _HOPE or len(sequence.output_ids) % _PROBE == 1
 
-    def look(self, side: int, sequences: list[Sequence], hidden_Rd: Tensor) -> Ahead:
-        """Read the first member's states; one draw a token is made here."""
+    @staticmethod
+    def skipping(sequence: Sequence) -> bool:
+        """Whether the other member may be skipped at this token, or owes tokens that were."""
+        return sequence.skipping or sequence.debt > 0
+
+    def look(self, side: int, sequences: list[Sequence], hidden_Rd: Tensor, own_RV: Tensor | None = None) -> Ahead:
+        """Read the first member's states, and its log-probabilities where they are known; draws once a token."""
         mixture, spec, device = self._mixture, self._mixture.spec, hidden_Rd.device
-        own_RV = mixture.members.log_probabilities(side, hidden_Rd)
+        if own_RV is None:
+            own_RV = mixture.members.log_probabilities(side, hidden_Rd)
         p_R = read_head(self._mixture, side, hidden_Rd, [sequence.surprise for sequence in sequences])
         dial_R = torch.tensor([sequence.dial for sequence in sequences], device=device)
         given_R = given_temperatures(sequences, device)
@@ -145,7 +160,9 @@ class Gate:
                 sequence.surprise = surprise
         return events
 
-    def together(self, ahead: Ahead, rows: list[int], other_RKd: Tensor) -> list[TokenEvent]:
+    def together(
+        self, ahead: Ahead, rows: list[int], other_RKd: Tensor, theirs_RV: Tensor | None = None
+    ) -> list[TokenEvent]:
         """The next tokens of rows for which the other member ran, over its debt and the last token."""
         sequences = [ahead.sequences[row] for row in rows]
         side, spec = 1 - ahead.side, self._mixture.spec
@@ -153,7 +170,8 @@ class Gate:
         if side == FACTUAL and self._mixture.heads is not None:
             for sequence, hidden_Kd in zip(sequences, other_RKd, strict=True):
                 self._catch_up(sequence, hidden_Kd)
-        theirs_RV = self._mixture.members.log_probabilities(side, last_Rd)
+        if theirs_RV is None:
+            theirs_RV = self._mixture.members.log_probabilities(side, last_Rd)
         own_RV, own_p_R = ahead.own_RV[rows], None if ahead.p_R is None else ahead.p_R[rows]
         their_p_R = read_head(self._mixture, side, last_Rd, [sequence.surprise for sequence in sequences])
         creative_RV, factual_RV = (own_RV, theirs_RV) if ahead.side == CREATIVE else (theirs_RV, own_RV)
@@ -199,7 +217,7 @@ class Gate:
 
     def _runs(self, sequence: Sequence) -> bool:
         """Whether skipping pays: the expected run of a chance s is 1 / (1 - s) tokens."""
-        wanted = self._spec.min_run / 2 if sequence.skipping else self._spec.min_run
+        wanted = self._min_run / 2 if sequence.skipping else self._min_run
         return sequence.trust >= 1 - 1 / max(1.0, wanted)
 
     def _measure(self, ahead: Ahead, rows: list[int], target_RV: Tensor) -> None:

@@ -5,9 +5,10 @@ one step, all creative then all factual, are one contiguous view: attention read
 that ends is filled by the outermost row of its side. A model that stands alone uses one side. This module knows
 nothing about sequences or why there are two sides.
 
-Keys and values of a layer lie in one tensor, so that a step writes both at once.
+Keys and values of a layer lie side by side, so that a step writes both at once, and all layers lie in one tensor, so
+that a row is moved by one copy.
 
-Legend: R rows of a step, T new tokens a row, H key-value heads, L cached positions, D head width; 2 is keys, values.
+Legend: N layers, R rows, T new tokens a row, H key-value heads, L cached positions, D head width; 2 is keys, values.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class KVCache(Cache):
         self.dtype, self.device = dtype, device
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (left + right, 2, heads, max_length, width)
-        self._both = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        shape = (config.num_hidden_layers, left + right, 2, heads, max_length, width)
+        self._all_NR2HLD = torch.zeros(shape, dtype=dtype, device=device)
+        self._both = self._all_NR2HLD.unbind(0)
         self.keys, self.values = ([layer[:, which] for layer in self._both] for which in (0, 1))
         self._arange = torch.arange(max_length, device=device)
 
@@ -95,18 +97,15 @@ class KVCache(Cache):
 
     def copy_row(self, source: KVCache, from_row: int, to_row: int, length: int) -> None:
         """Take the first `length` positions of a row of `source` (which may be this cache)."""
-        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
-            for layer, other in zip(mine, theirs, strict=True):
-                layer[to_row, :, :length] = other[from_row, :, :length]
+        self._all_NR2HLD[:, to_row, :, :, :length] = source._all_NR2HLD[:, from_row, :, :, :length]
 
     def read(self, row: int, start: int, stop: int) -> Tensor:
         """A copy of some positions of a row: (layers, 2, H, T, D)."""
-        return torch.stack([layer[row, :, :, start:stop] for layer in self._both])
+        return self._all_NR2HLD[:, row, :, :, start:stop].clone()
 
     def write(self, row: int, block_N2HTD: Tensor) -> None:
         """Make the first positions of a row what `read` gave."""
-        for layer, new_2HTD in zip(self._both, block_N2HTD, strict=True):
-            layer[row, :, :, : new_2HTD.shape[2]] = new_2HTD
+        self._all_NR2HLD[:, row, :, :, : block_N2HTD.shape[3]] = block_N2HTD
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length - self._new

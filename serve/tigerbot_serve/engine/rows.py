@@ -85,12 +85,15 @@ class Rows:
         filled = [[*row, *[0] * (width - len(row))] for row in tokens]
         return Feed(filled, starts, rows=[index[id(one)] for one in sequences])
 
+    def places(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Where in the states of `feeds` each sequence's row is, by side and by the sequence's id."""
+        creative, factual = self._sides[CREATIVE][::-1], self._sides[FACTUAL]
+        return {id(one): i for i, one in enumerate(creative)}, {id(one): i for i, one in enumerate(factual)}
+
     def plan(self) -> Plan:
         """The plan of the sequences as they are now, made again only when one came or went."""
         if self._plan is None:
-            creative = {id(one): len(self._sides[CREATIVE]) - 1 - i for i, one in enumerate(self._sides[CREATIVE])}
-            factual = {id(one): i for i, one in enumerate(self._sides[FACTUAL])}
-            rows = tuple([side.get(id(one)) for one in self.sequences] for side in (creative, factual))
+            rows = tuple([side.get(id(one)) for one in self.sequences] for side in self.places())
             self._plan = plan_of(self.sequences, (rows[0], rows[1]), self._members.device)
         return self._plan
 

@@ -11,7 +11,7 @@ from tigerbot.spec import ServeSpec
 from tigerbot_serve.engine.engine import Engine
 from tigerbot_serve.ensemble.heads import load_heads
 from tigerbot_serve.ensemble.judge import Judge
-from tigerbot_serve.ensemble.members import load_members
+from tigerbot_serve.ensemble.load import load_members
 from tigerbot_serve.ensemble.mixture import Mixture
 from tigerbot_serve.plugins.lookups import Lookups
 from tigerbot_serve.plugins.registry import load_plugins

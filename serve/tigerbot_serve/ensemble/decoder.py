@@ -101,7 +101,7 @@ class LlamaDecoder:
         h_Nd = nn.functional.embedding(ids_RT.flatten(), self._embedding_Vd)
         for index, layer in enumerate(self._layers):
             if twins is not None and index == self._first_adapted:
-                h_Nd = h_Nd.view(-1, tokens, h_Nd.shape[-1])[twins.take_R].flatten(0, 1)
+                h_Nd = h_Nd.view(-1, tokens, h_Nd.shape[-1]).index_select(0, twins.take_R).flatten(0, 1)
                 step = whole
             qkv_No = layer.qkv(self._rms(h_Nd, layer.norm_d))
             h_Nd += layer.out(self._attention(cache, index, qkv_No, step))
@@ -115,7 +115,7 @@ class LlamaDecoder:
         halves_NHD = turned_NHD.roll(width // 2, -1)
         turned_NHD.mul_(step.angles_N2D[:, :1]).addcmul_(halves_NHD, step.angles_N2D[:, 1:])
         new_RT2KD = qkv_No[:, heads * width :].view(-1, tokens, 2, kv_heads, width)
-        cache.put(index, new_RT2KD if step.take_R is None else new_RT2KD[step.take_R])
+        cache.put(index, new_RT2KD if step.take_R is None else new_RT2KD.index_select(0, step.take_R))
         q_No = qkv_No[:, : heads * width]
         if tokens == 1:  # the heads of a group stand where tokens would: no key is repeated
             q_RHTD = q_No.view(-1, kv_heads, heads // kv_heads, width)
@@ -154,8 +154,14 @@ class LlamaDecoder:
     def _taken(self, layer: Any, name: str, int8: bool) -> _Layer:
         def one(*paths: str) -> Matrix:
             linears: dict[str, Any] = {f"{name}.{path}": layer.get_submodule(path) for path in paths}
-            made = matrix([x.weight for x in linears.values()], [x.bias for x in linears.values()], int8=int8)
-            return made if self._adapters is None else self._adapters.paired(made, linears)
+            weights, biases = [x.weight for x in linears.values()], [x.bias for x in linears.values()]
+            if self._adapters is None:
+                return matrix(weights, biases, int8=int8)
+            down_ri = None if int8 else self._adapters.down(linears)  # adapters are not quantised
+            if down_ri is not None:
+                weights, biases = [*weights, down_ri.to(weights[0])], [*biases, None]
+            made = matrix(weights, biases, int8=int8)
+            return self._adapters.paired(made, linears, folded=down_ri is not None)
 
         return _Layer(
             self._rms.weight(layer.input_layernorm),

@@ -2,8 +2,8 @@
 
 Every adapted linear runs its base matrix once over all rows; each row then gets its own expert's low-rank update. Both
 experts' factors are stacked, and a mask over the rank zeroes the other expert's part, so any split of the rows costs
-the same small products and no gather. Linears that read the same input share the first of these products. Merging the
-adapters instead would make two full models.
+the same small products and no gather. Linears that read the same input share the first of these products, which can
+also be rows of the base matrix. Merging the adapters instead would make two full models.
 
 Legend: R rows, T tokens, N = R T, i and o a linear's input and output width, r ranks of both experts together, over
 all linears that are run as one.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class PairedLinear(nn.Module):
         base: one linear, or several of one input whose outputs stand side by side.
         widths: of each of their outputs.
         factors: of each of them, the creative expert's and the factual one's; None where it is not adapted.
+        a_ri: A of both experts, of all of them; None where `base` gives its product with the input behind its outputs.
     """
 
     def __init__(
@@ -79,14 +80,13 @@ class PairedLinear(nn.Module):
         widths: Sequence[int],
         factors: Sequence[tuple[Factors | None, Factors | None]],
         split: Split,
+        a_ri: Tensor | None,
         like: Tensor,
     ) -> None:
         super().__init__()
         self.base, self.split = base, split
-        given = [pair for pairs in factors for pair in pairs]
-        self._ranks = tuple(0 if pair is None else len(pair[0]) for pair in given)
-        a_ri = torch.cat([pair[0] for pair in given if pair is not None])
-        self._a_ri = a_ri.to(like.device, like.dtype).contiguous()
+        self._a_ri, self._width = a_ri, sum(widths)
+        self._ranks = tuple(0 if pair is None else len(pair[0]) for pairs in factors for pair in pairs)
         self._updates: list[tuple[slice, slice, Tensor]] = []  # outputs, ranks, B of both experts
         column = rank = 0
         for width, pairs in zip(widths, factors, strict=True):
@@ -101,11 +101,11 @@ class PairedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_Ni = x.flatten(0, -2)
         out_No = self.base(x_Ni)
-        low_Nr = nn.functional.linear(x_Ni, self._a_ri)
+        low_Nr = out_No[:, self._width :] if self._a_ri is None else nn.functional.linear(x_Ni, self._a_ri)
         low_Nr.view(self.split.rows, -1, low_Nr.shape[-1]).mul_(self.split.mask(self._ranks, x))
         for columns, ranks, b_ko in self._updates:
             out_No[:, columns].addmm_(low_Nr[:, ranks], b_ko)
-        return out_No.view(*x.shape[:-1], -1)
+        return out_No[:, : self._width].view(*x.shape[:-1], -1)
 
 
 class Adapters:
@@ -130,13 +130,25 @@ class Adapters:
     def of(self, name: str) -> tuple[Factors | None, Factors | None]:
         return self._factors[0].get(name), self._factors[1].get(name)
 
-    def paired(self, base: Callable[[Tensor], Tensor], linears: dict[str, nn.Linear]) -> Callable[[Tensor], Tensor]:
-        """`base`, which runs these linears side by side, with the experts' updates of them."""
-        if not any(name in self.names for name in linears):
+    def down(self, names: Iterable[str]) -> Tensor | None:
+        """A (r, i) of both experts, of all linears of these names, which read one input; None where none is adapted."""
+        found = [pair[0] for name in names for pair in self.of(name) if pair is not None]
+        return torch.cat(found) if found else None
+
+    def paired(
+        self, base: Callable[[Tensor], Tensor], linears: dict[str, nn.Linear], *, folded: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """`base`, which runs these linears side by side, with the experts' updates of them.
+
+        `folded`: it has the rows of `down` below theirs, so that both are one product.
+        """
+        a_ri = self.down(linears)
+        if a_ri is None:
             return base
-        widths = [linear.out_features for linear in linears.values()]
         like = next(iter(linears.values())).weight
-        return PairedLinear(base, widths, [self.of(name) for name in linears], self.split, like)
+        widths, factors = [linear.out_features for linear in linears.values()], [self.of(name) for name in linears]
+        apart_ri = None if folded else a_ri.to(like.device, like.dtype)
+        return PairedLinear(base, widths, factors, self.split, apart_ri, like)
 
     def check(self, model: nn.Module) -> None:
         """Refuse adapters of something that the base has not."""

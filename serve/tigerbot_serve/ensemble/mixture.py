@@ -125,8 +125,7 @@ class Mixture:
             return self.members.log_probabilities(side, hidden_Rd), None, None
         mixed_Rd = mix_states(creative_Rd, factual_Rd, w_R, self.spec) if self.members.shares_output else None
         if mixed_Rd is None:
-            creative_RV = self.members.log_probabilities(CREATIVE, creative_Rd)
-            factual_RV = self.members.log_probabilities(FACTUAL, factual_Rd)
+            creative_RV, factual_RV = self.members.log_probabilities_of_both(CREATIVE, creative_Rd, factual_Rd)
             return mix(creative_RV, factual_RV, w_R, self.spec), factual_RV, None
         if self.heads is None:
             return self.members.log_probabilities(CREATIVE, mixed_Rd), None, None

@@ -65,7 +65,7 @@ def test_every_member_kind_agrees_on_the_mixture(engine_of, ask, tokenizer) -> N
 
 def test_a_cancelled_request_frees_its_slot_within_a_step(engine_of, tokenizer) -> None:
     engine = engine_of("lora", engine={"slots": 1, "max_length": 900})
-    step, waiting = engine.step, []
+    step, waiting = engine.stepper.step, []
 
     async def story() -> FinishEvent:
         loop = asyncio.get_running_loop()
@@ -78,7 +78,7 @@ def test_a_cancelled_request_frees_its_slot_within_a_step(engine_of, tokenizer) 
             if knew:
                 waiting.append(engine.stats().queued)
 
-        engine.step = watched
+        engine.stepper.step = watched
         await anext(first)
         first.cancel()
         async for event in second:

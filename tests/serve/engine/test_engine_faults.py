@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tigerbot_serve.engine.request import FinishEvent, Request
+from tigerbot_serve.engine.scheduler import Lane
 
 
 def some(chance: random.Random, size: int) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ def test_a_held_answer_that_is_whole_is_given_when_there_is_no_memory_to_rewrite
     rewriting = []
 
     def forward(caches, feeds):
-        running = engine._scheduler.running
+        running = engine.stepper.scheduler.running
         if running and running[0].rewrites and running[0].current.output_ids:
             rewriting.append(running[0].rewrites)
             raise no_memory()
@@ -136,14 +137,14 @@ def test_no_order_of_submitting_cancelling_failing_and_stepping_leaks_a_slot(
                 elif event < 0.3 and handles:
                     chance.choice(handles).cancel()
                 else:
-                    engine.step()
+                    engine.stepper.step()
             while engine.stats().slots_used or engine.stats().queued:
-                engine.step()
+                engine.stepper.step()
         return [[event async for event in handle][-1] for handle in handles]  # type: ignore[misc]
 
     ends = asyncio.run(asyncio.wait_for(story(), 60))
 
     assert len({end.finish_reason for end in ends}) >= 2 and all(isinstance(end, FinishEvent) for end in ends)
     assert engine.stats().slots_used == engine.stats().queued == engine.stats().outstanding_tokens == 0
-    assert not engine._rows.sequences
-    assert all(engine._scheduler.next_prefill(lane) is None for lane in engine._reader._scratch)
+    assert not engine.stepper._rows.sequences
+    assert all(engine.stepper.scheduler.next_prefill(lane) is None for lane in Lane)

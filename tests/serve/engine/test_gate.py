@@ -210,3 +210,20 @@ def test_a_meter_believes_only_enough_and_low_enough_measurements() -> None:
     for _ in range(10):
         meter.add(where, 0.9)
     assert not meter.allows(where)
+
+
+def test_two_adapters_run_as_one_batch_while_nobody_is_skipped(engine_of, ask, monkeypatch) -> None:
+    linear = {"mix": "linear"}
+    request = Request(some(random.Random(5), 10), 24, 0.5, temperature=1.0, seed=1)
+    engine = engine_of("lora", dial=linear, engine={"gate": {}})
+    fed, real = [], engine.members.forward
+
+    def forward(caches, feeds):
+        fed.append([len(feed.starts) for feed in feeds])
+        return real(caches, feeds)
+
+    monkeypatch.setattr(engine.members, "forward", forward)
+    answer = ask(engine, request)[0]
+
+    assert answer.end.summary.gate_rate is None
+    assert len(fed) == len(answer.ids) and all(counts == [1, 1] for counts in fed)  # the prompt, and all tokens but one

@@ -68,7 +68,7 @@ def test_what_decoding_has_read_is_what_a_reading_says(engine_of, heads, ask, to
         for seed in range(3)
     ]
     heard = ask(engine, *requests)
-    monkeypatch.setattr(engine.review._judge, "heard", lambda attempt: None)
+    monkeypatch.setattr(engine.stepper._review._judge, "heard", lambda attempt: None)
 
     read = ask(engine, *requests)
 

@@ -17,12 +17,13 @@ from tigerbot.models import add_lora, load_model, save_model
 from tigerbot.spec import DialSpec, Lora, MembersSpec
 from tigerbot_serve.engine.kv_cache import KVCache
 from tigerbot_serve.engine.request import Request
-from tigerbot_serve.ensemble import members as members_module
+from tigerbot_serve.ensemble import load as load_module
 from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.ensemble.decoder import LlamaDecoder, llama_like
 from tigerbot_serve.ensemble.dial import mix
 from tigerbot_serve.ensemble.heads import load_heads
-from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, NOTHING, Feed, Members, load_members
+from tigerbot_serve.ensemble.load import load_members
+from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, NOTHING, Feed, Members
 from tigerbot_serve.ensemble.mixture import Mixture, Plan
 from tigerbot_serve.ensemble.twins import TwinFinder
 
@@ -93,7 +94,7 @@ def test_what_is_not_llama_like_is_left_to_transformers() -> None:
 def test_transformers_own_forward_over_our_cache_says_the_same(world, monkeypatch) -> None:
     ours = states_of(load_members(MembersSpec(**world.members("lora"))), texts=True)
 
-    monkeypatch.setattr(members_module, "llama_like", lambda model: False)
+    monkeypatch.setattr(load_module, "llama_like", lambda model: False)
     theirs = states_of(load_members(MembersSpec(**world.members("lora"))), texts=True)
 
     for mine, other in zip(ours, theirs, strict=True):

@@ -12,7 +12,8 @@ from tigerbot.spec import MembersSpec
 from tigerbot_serve.engine.request import Request
 from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.ensemble.heads import load_heads
-from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, Feed, load_members
+from tigerbot_serve.ensemble.load import load_members
+from tigerbot_serve.ensemble.members import CREATIVE, FACTUAL, Feed
 
 pytestmark = pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="no int8 kernels for this processor"

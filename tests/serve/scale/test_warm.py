@@ -34,6 +34,6 @@ def test_an_engine_that_cannot_decode_is_not_healthy(
     def broken(*_: object) -> None:
         raise ValueError("no kernel")
 
-    monkeypatch.setattr(engine, "_decode", broken)
+    monkeypatch.setattr(engine.stepper, "_decode", broken)
     with pytest.raises(RuntimeError, match="no kernel"):
         warm(engine)
