@@ -17,6 +17,7 @@ from tigerbot_serve.adapters.vllm_library import Vllm
 from tigerbot_serve.adapters.vllm_sampling import BANNED, lark_of, sampling_fields, scored
 from tigerbot_serve.engine.grammar import Grammars, following, json_source
 from tigerbot_serve.engine.request import Request
+from tigerbot_serve.gateway.notations import HERMES
 from tigerbot_serve.gateway.tools import Function, Tool, Toolbox, grammar_source
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -95,7 +96,8 @@ def test_where_nothing_was_asked_there_is_no_number() -> None:
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
-TOOLS = Toolbox((Tool(type="function", function=Function(name="go", parameters=SCHEMA)),), must=False, most=2)
+GO = Tool(type="function", function=Function(name="go", parameters=SCHEMA))
+TOOLS = Toolbox((GO,), must=False, most=2, notation=HERMES, special={})
 
 
 def sources() -> list[tuple[str, str]]:
