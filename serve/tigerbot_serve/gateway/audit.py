@@ -62,8 +62,9 @@ class Audit:
             return
         self._lines.append(line_of(visit))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._write_on, name="tiger-audit", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._write_on, name="tiger-audit", daemon=True)
+            thread.start()
+            self._thread = thread  # now: whoever closes from another thread may wait for it
         if not self._some.is_set():
             self._some.set()
 
@@ -73,6 +74,7 @@ class Audit:
         self._some.set()
         if self._thread is not None:
             self._thread.join(5)
+        self._write()
 
     def _write_on(self) -> None:
         while not self._stopping.is_set():
