@@ -109,7 +109,7 @@ class Endpoint:
                 time.sleep(0.1)
             _forget(name)
             stop_bank(name)
-        self._cluster.stop()
+        _leave(self._cluster)
 
 
 def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
@@ -136,7 +136,7 @@ def deploy(spec: ServeSpec, folder: Path) -> Endpoint:
             _remember(_Record(endpoint._owner, version))
             return endpoint
         except BaseException:
-            cluster.stop()
+            _leave(cluster)
             raise
 
 
@@ -147,6 +147,15 @@ def version_to_serve(spec: ServeSpec, keys: KeyRing, folder: Path, port: int = 0
     check_members(spec)
     spec = resolved(spec, port)
     return Version(spec, keys, version_of(spec, keys), folder.absolute())
+
+
+def _leave(cluster: Cluster) -> None:
+    """Serve's client would ask a controller that is gone, were there another deploy in this process."""
+    from ray.serve.context import _set_global_client
+
+    cluster.stop()
+    if cluster.local:
+        _set_global_client(None)
 
 
 def _share_limits(version: Version) -> None:
