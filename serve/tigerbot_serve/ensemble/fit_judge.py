@@ -24,6 +24,7 @@ from tigerbot_serve.engine.request import FinishEvent, Request, TokenEvent
 from tigerbot_serve.ensemble.build import build_engine
 from tigerbot_serve.ensemble.fit import Case, read_cases
 from tigerbot_serve.ensemble.judge import score
+from tigerbot_serve.scale.aliases import with_folders
 
 _ANSWER = 64  # tokens
 
@@ -85,11 +86,19 @@ def _share(doubted: np.ndarray) -> str:
     return f"{np.mean(doubted):.0%}" if len(doubted) else "none"
 
 
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise InputError(f"got {word!r}, wants a number", where="share", fix="leave it out for 0.35") from None
+
+
 def main(spec_file: str, questions: str, share: float = 0.35) -> None:
     """Print the block for a serve spec.
 
     Raises:
         InputError: the spec is of another kind, or the share is none.
+        DataError: the questions cannot be read.
         ModelError: the spec has no heads, or one model alone.
     """
     spec = load_spec(spec_file)
@@ -97,10 +106,11 @@ def main(spec_file: str, questions: str, share: float = 0.35) -> None:
         raise InputError(f"is of kind {spec.kind}, wants serve", where=spec_file, fix="name a serve spec")
     if not 0 < share < 1:
         raise InputError(f"got {share:g}, wants a share between 0 and 1", where="share", fix="leave it out for 0.35")
-    engine = build_engine(spec)
+    cases = read_cases(questions)
+    engine = build_engine(with_folders(spec))
     engine.start()
     try:
-        print(told(drafts(engine, read_cases(questions), spec.dial.default), share))
+        print(told(drafts(engine, cases, spec.dial.default), share))
     finally:
         engine.stop()
 
@@ -111,7 +121,7 @@ if __name__ == "__main__":
             raise InputError(
                 "wants a serve spec and a file of questions", where="arguments", fix="see the module's docs"
             )
-        main(sys.argv[1], sys.argv[2], *(float(word) for word in sys.argv[3:]))
-    except (TigerError, ValueError) as error:
+        main(sys.argv[1], sys.argv[2], *map(_number, sys.argv[3:]))
+    except TigerError as error:
         print(f"fit_judge: {error}", file=sys.stderr)
         sys.exit(2)

@@ -58,8 +58,9 @@ def test_a_spec_and_questions_give_a_threshold(world, heads, tmp_path: Path, cap
         main(str(tmp_path / "serve.yaml"), str(tmp_path / "questions.jsonl"), 1.5)
 
 
-def test_what_decoding_has_read_is_what_a_reading_says(engine_of, heads, ask, tokenizer, monkeypatch) -> None:
-    engine = engine_of("lora", heads=str(heads(w_dev=RANDOM_HEAD)))
+@pytest.mark.parametrize("mode", [{}, {"speculate": {"tokens": 3}}])
+def test_what_decoding_has_read_is_what_a_reading_says(engine_of, heads, ask, tokenizer, monkeypatch, mode) -> None:
+    engine = engine_of("lora", heads=str(heads(w_dev=RANDOM_HEAD)), engine={"max_length": 128} | mode)
     prompt = tuple(tokenizer.encode("The fox 狐狸"))
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     requests = [
